@@ -1,0 +1,3 @@
+//! The twinbft command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The client library: a sans-IO session and its tonic driver.

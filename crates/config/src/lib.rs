@@ -1,0 +1,1 @@
+//! cluster.toml: model and validation.

@@ -1,0 +1,1 @@
+//! The TwinBFT protocol as sans-IO state machines.

@@ -1,0 +1,3 @@
+//! The replica daemon: one per guest.
+
+fn main() {}
