@@ -11,6 +11,7 @@
 
 mod application;
 mod error;
+pub mod kv;
 mod null;
 mod options;
 mod snapshot;
@@ -24,7 +25,7 @@ pub use options::{Durability, KvOptions, NullOptions, ServiceOptions};
 pub use snapshot::{ChunkId, ChunkRefused, Snapshot};
 
 /// The names that [`open`] knows.
-pub const SERVICES: &[&str] = &["null"];
+pub const SERVICES: &[&str] = &["null", "kv"];
 
 /// Opens the service that the options name, with the state that its directory holds.
 ///
@@ -35,9 +36,23 @@ pub const SERVICES: &[&str] = &["null"];
 pub fn open(options: &ServiceOptions) -> Result<Box<dyn Application>, AppError> {
     match options.name.as_str() {
         "null" => Ok(Box::new(Null::new(options.null)?)),
+        "kv" => {
+            let directory = options
+                .directory
+                .as_deref()
+                .ok_or_else(|| AppError::Options {
+                    what: "service kv keeps its state in files and was given no directory".into(),
+                    remedy: "name a directory for the state of this replica",
+                })?;
+            Ok(Box::new(kv::Kv::open(
+                directory,
+                options.durability,
+                options.kv,
+            )?))
+        }
         other => Err(AppError::Options {
             what: format!("there is no service named {other:?}"),
-            remedy: "choose null",
+            remedy: "choose one of: null, kv",
         }),
     }
 }
