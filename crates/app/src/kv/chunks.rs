@@ -8,6 +8,7 @@
 //! may be one larger value, and none needs any other to be sent along.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use bytes::{Buf as _, Bytes};
 use twinbft_types::{Digest, Slot};
@@ -17,6 +18,7 @@ use crate::kv::overlay::Written;
 use crate::kv::store::{StoredLeaf, View, failed};
 use crate::kv::tree::{
     BUCKETS, BucketBuilder, FANOUT, Group, PART_BYTES_MAX, Revision, encode_parts, entry_bytes,
+    locate,
 };
 use crate::snapshot::{ChunkId, Snapshot};
 
@@ -89,12 +91,14 @@ pub(crate) enum Piece {
     Large(u16),
 }
 
+const _: () = assert!(FANOUT == 1 << 7, "the shift below");
+
 /// The pieces of a group, ascending. Empty buckets begin and end none.
 pub(crate) fn pieces(number: u8, group: &Group) -> Vec<Piece> {
     let mut pieces = Vec::new();
     let mut run: Option<(u16, u16, u64)> = None;
-    let first = u16::from(number) * FANOUT as u16;
-    for (bucket, summary) in (first..).zip(&group.0) {
+    for (index, summary) in (0_u16..).zip(&group.0) {
+        let bucket = u16::from(number) << 7 | index;
         if summary.bytes == 0 {
             continue;
         }
@@ -115,6 +119,16 @@ pub(crate) fn pieces(number: u8, group: &Group) -> Vec<Piece> {
     }
     pieces.extend(run.map(|(first, last, _)| Piece::Run { first, last }));
     pieces
+}
+
+/// The run of a group that begins with this bucket.
+pub(crate) fn run_from(wanted: u16, group: &Group) -> Option<RangeInclusive<u16>> {
+    let (number, _) = locate(wanted);
+    let mut pieces = pieces(number, group).into_iter();
+    pieces.find_map(|piece| match piece {
+        Piece::Run { first, last } if first == wanted => Some(first..=last),
+        Piece::Run { .. } | Piece::Large(_) => None,
+    })
 }
 
 /// Appends an entry to a chunk: length of the key, key, revision, length of the value, value.
@@ -150,7 +164,7 @@ impl View {
         match chunk {
             Chunk::Root => Ok(Some(self.tree.root().into())),
             Chunk::Group(group) => {
-                let group = self.tree.group(group.into());
+                let group = self.tree.group(group);
                 Ok((*group != Group::empty()).then(|| group.encode().into()))
             }
             Chunk::Run(first) => self.read_run(first),
@@ -170,14 +184,7 @@ impl View {
     }
 
     fn read_run(&self, wanted: u16) -> Result<Option<Bytes>, redb::Error> {
-        let number = u8::try_from(usize::from(wanted) / FANOUT).expect("128 groups");
-        let group = self.tree.group(number.into());
-        let run = pieces(number, group)
-            .into_iter()
-            .find_map(|piece| match piece {
-                Piece::Run { first, last } if first == wanted => Some(first..=last),
-                Piece::Run { .. } | Piece::Large(_) => None,
-            });
+        let run = run_from(wanted, self.tree.group(locate(wanted).0));
         let Some(run) = run else {
             return Ok(None);
         };

@@ -14,12 +14,12 @@ use twinbft_types::Digest;
 
 use crate::application::Checkpoint;
 use crate::error::AppError;
-use crate::kv::chunks::{Chunk, Piece, decode_entries, pieces};
+use crate::kv::chunks::{Chunk, Piece, decode_entries, pieces, run_from};
 use crate::kv::overlay::Written;
 use crate::kv::store::{Store, Tables, failed, fixed};
 use crate::kv::tree::{
     BucketBuilder, FANOUT, Group, PartSummary, bucket_digest, bucket_of, decode_parts, entry_bytes,
-    leaf, root_digest,
+    leaf, locate, root_digest,
 };
 use crate::options::Durability;
 use crate::snapshot::{ChunkId, ChunkRefused};
@@ -36,7 +36,7 @@ pub(crate) struct Restoring {
     store: Store,
     target: Checkpoint,
     root: Option<Vec<Digest>>,
-    groups: BTreeMap<u8, Group>,
+    groups: BTreeMap<u8, Box<Group>>,
     part_lists: BTreeMap<u16, Vec<PartSummary>>,
     /// Invariant: what the chunks that are here say is still to come, and nothing that is in `here`.
     missing: BTreeSet<ChunkId>,
@@ -47,7 +47,7 @@ pub(crate) struct Restoring {
 /// A chunk that is what it should be.
 enum Verified {
     Root(Vec<Digest>),
-    Group(u8, Group),
+    Group(u8, Box<Group>),
     PartList(u16, Vec<PartSummary>),
     Entries(Vec<(u16, Bytes, Written)>),
 }
@@ -198,12 +198,11 @@ impl Restoring {
                 let root = self.root.as_ref().ok_or("the root is not here")?;
                 expect(root[usize::from(number)], Group::digest_of(&bytes))?;
                 let group = Group::decode(&bytes).ok_or("its length is not that of a group")?;
-                Ok(Verified::Group(number, group))
+                Ok(Verified::Group(number, Box::new(group)))
             }
             Chunk::Run(first) => self.verify_run(first, bytes).map(Verified::Entries),
             Chunk::PartList(bucket) => {
-                let (number, index) = (bucket / FANOUT as u16, usize::from(bucket) % FANOUT);
-                let number = u8::try_from(number).expect("128 groups");
+                let (number, index) = locate(bucket);
                 let group = self.groups.get(&number).ok_or("its group is not here")?;
                 let parts = decode_parts(&bytes).ok_or("its length is not that of a list")?;
                 expect(group.0[index].digest, bucket_digest(&parts).0)?;
@@ -224,21 +223,15 @@ impl Restoring {
     }
 
     fn verify_run(&self, wanted: u16, bytes: Bytes) -> Result<Vec<(u16, Bytes, Written)>, String> {
-        let number = u8::try_from(usize::from(wanted) / FANOUT).expect("128 groups");
-        let group = self.groups.get(&number).ok_or("its group is not here")?;
-        let run = pieces(number, group)
-            .into_iter()
-            .find_map(|piece| match piece {
-                Piece::Run { first, last } if first == wanted => Some(first..=last),
-                Piece::Run { .. } | Piece::Large(_) => None,
-            });
-        let run = run.ok_or("no run begins there")?;
+        let group = self.groups.get(&locate(wanted).0);
+        let group = group.ok_or("its group is not here")?;
+        let run = run_from(wanted, group).ok_or("no run begins there")?;
         let (found, entries) = hash_entries(run.clone(), bytes)?;
         let mut found = found.into_iter().peekable();
         for bucket in run {
             let parts = found.next_if(|(other, _)| *other == bucket);
             let digest = bucket_digest(&parts.map(|(_, parts)| parts).unwrap_or_default()).0;
-            expect(group.0[usize::from(bucket) % FANOUT].digest, digest)
+            expect(group.0[locate(bucket).1].digest, digest)
                 .map_err(|why| format!("bucket {bucket}: {why}"))?;
         }
         Ok(entries)

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use redb::{
-    Builder, Database, Key, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, Table,
-    TableDefinition, Value, WriteTransaction,
+    Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, Table,
+    TableDefinition, WriteTransaction,
 };
 use twinbft_types::{Digest, Slot};
 
@@ -242,8 +242,8 @@ impl Store {
             }
             let summaries = rehash(tables, &dirty_buckets(&dirty, overlay), &tree, overlay)?;
             for group in tree.update(&summaries) {
-                let number = u8::try_from(group).expect("128 groups");
-                tables.groups.insert(number, &*tree.group(group).encode())?;
+                let encoded = tree.group(group).encode();
+                tables.groups.insert(group, &*encoded)?;
             }
             tables.stamp(Checkpoint {
                 slot,
@@ -354,8 +354,8 @@ impl View {
         let mut tree = Tree::empty();
         for row in groups.iter()? {
             let (number, encoded) = row?;
-            let number = usize::from(number.value());
-            let group = Group::decode(encoded.value()).filter(|_| number < FANOUT);
+            let number = number.value();
+            let group = Group::decode(encoded.value()).filter(|_| usize::from(number) < FANOUT);
             let group = group.ok_or_else(|| {
                 redb::Error::Corrupted("a row of the table groups has a wrong length".into())
             })?;
@@ -431,13 +431,10 @@ impl View {
 }
 
 /// Reads a row of fixed length.
-pub(crate) fn fixed<K: Key + 'static, V: Value + 'static, const N: usize>(
-    table: &impl for<'a> ReadableTable<K, V>,
-    key: K::SelfType<'_>,
-) -> Result<Option<[u8; N]>, redb::Error>
-where
-    for<'a> V: Value<SelfType<'a> = &'a [u8]>,
-{
+pub(crate) fn fixed<const N: usize>(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    key: &str,
+) -> Result<Option<[u8; N]>, redb::Error> {
     let Some(stored) = table.get(key)? else {
         return Ok(None);
     };

@@ -65,6 +65,16 @@ pub(crate) fn bucket_of(key: &[u8]) -> u16 {
     u16::from_be_bytes([hash[0], hash[1]]) >> 2
 }
 
+/// The group of a bucket, and its place in it.
+///
+/// # Panics
+/// When there is no such bucket.
+pub(crate) fn locate(bucket: u16) -> (u8, usize) {
+    let (group, index) = (usize::from(bucket) / FANOUT, usize::from(bucket) % FANOUT);
+    assert!(group < FANOUT, "no such bucket");
+    (u8::try_from(group).expect("128 groups"), index)
+}
+
 /// The hash of one entry.
 pub(crate) fn leaf(key: &[u8], revision: Revision, value: &[u8]) -> Digest {
     let key_bytes = u32::try_from(key.len()).expect("keys are bounded");
@@ -260,13 +270,13 @@ impl Tree {
         }
     }
 
-    pub(crate) fn group(&self, group: usize) -> &Group {
-        &self.groups[group]
+    pub(crate) fn group(&self, group: u8) -> &Group {
+        &self.groups[usize::from(group)]
     }
 
     pub(crate) fn bucket(&self, bucket: u16) -> &BucketSummary {
-        let bucket = usize::from(bucket);
-        &self.groups[bucket / FANOUT].0[bucket % FANOUT]
+        let (group, index) = locate(bucket);
+        &self.groups[usize::from(group)].0[index]
     }
 
     /// The slot of the last deletion of any key, or 0.
@@ -274,7 +284,8 @@ impl Tree {
         self.deleted_slot
     }
 
-    pub(crate) fn set_group(&mut self, index: usize, group: Group) {
+    pub(crate) fn set_group(&mut self, number: u8, group: Group) {
+        let index = usize::from(number);
         self.group_digests[index] = group.digest();
         let newest = group.0.iter().map(|bucket| bucket.deleted_slot).max();
         self.deleted_slot = self.deleted_slot.max(newest.unwrap_or(0));
@@ -285,17 +296,17 @@ impl Tree {
     ///
     /// # Panics
     /// When the buckets do not ascend.
-    pub(crate) fn update(&mut self, buckets: &[(u16, BucketSummary)]) -> Vec<usize> {
+    pub(crate) fn update(&mut self, buckets: &[(u16, BucketSummary)]) -> Vec<u8> {
         assert!(buckets.is_sorted_by(|a, b| a.0 < b.0));
         let mut touched = Vec::new();
-        for run in buckets.chunk_by(|a, b| usize::from(a.0) / FANOUT == usize::from(b.0) / FANOUT) {
-            let index = usize::from(run[0].0) / FANOUT;
-            let mut group = Group::clone(&self.groups[index]);
+        for run in buckets.chunk_by(|a, b| locate(a.0).0 == locate(b.0).0) {
+            let (number, _) = locate(run[0].0);
+            let mut group = self.group(number).clone();
             for (bucket, summary) in run {
-                group.0[usize::from(*bucket) % FANOUT] = *summary;
+                group.0[locate(*bucket).1] = *summary;
             }
-            self.set_group(index, group);
-            touched.push(index);
+            self.set_group(number, group);
+            touched.push(number);
         }
         touched
     }
