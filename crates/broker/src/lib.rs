@@ -1,0 +1,23 @@
+//! The daemon in dom0 that owns a host's postbox: takes what the twins append, stamps it, puts it
+//! into one order in one log, and wakes the twins (protocol.md, section 2).
+//!
+//! It is the trusted base, so it stays small: one thread, an epoll loop, no async runtime, no
+//! network socket, no TLS, no interpretation of what the entries mean, and never a wait for a twin.
+
+#![forbid(unsafe_code)]
+
+mod engine;
+mod epoch;
+mod greeting;
+mod journal;
+mod json;
+mod options;
+mod startup;
+mod status;
+mod supervisor;
+mod twin;
+
+pub use engine::Broker;
+pub use journal::{Journal, LogFormat};
+pub use options::{BrokerOptions, Command, USAGE, parse};
+pub use startup::start;

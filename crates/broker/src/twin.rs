@@ -1,0 +1,281 @@
+//! What the broker knows of one twin: its channel, if it has one, and its counters.
+
+use std::collections::BTreeMap;
+
+use nix::sys::epoll::Epoll;
+use twinbft_postbox::frame::{Frame, FrameFault};
+use twinbft_postbox::log_writer::LogWriter;
+use twinbft_postbox::transport::local::server::BrokerChannel;
+use twinbft_postbox::{Ledger, Outcome, TrimOutcome};
+
+use crate::greeting::Peer;
+use crate::json::Object;
+
+/// Frames that one twin may have in one turn, so that none starves another.
+const TURN_FRAMES_MAX: u32 = 128;
+/// Bytes of entries after which a turn ends.
+const TURN_BYTES_MAX: usize = 256 << 10;
+
+/// Why a channel ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The twin's process closed it or ended.
+    HungUp,
+    /// The twin connected anew.
+    Replaced,
+    /// The twin broke the rules of the ring or of its frames.
+    Fault(FrameFault),
+    /// Something came in on the socket after the greeting.
+    UnexpectedBytes,
+    /// The broker stops.
+    Stopping,
+}
+
+impl CloseReason {
+    /// For counters.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HungUp => "hung-up",
+            Self::Replaced => "replaced",
+            Self::Fault(FrameFault::Ring(_)) => "ring-fault",
+            Self::Fault(FrameFault::Kind(_) | FrameFault::Reserved) => "frame-fault",
+            Self::UnexpectedBytes => "unexpected-bytes",
+            Self::Stopping => "broker-stopping",
+        }
+    }
+
+    /// For people.
+    pub fn text(self) -> String {
+        match self {
+            Self::HungUp => "the twin's process closed it or ended".to_owned(),
+            Self::Replaced => "the twin connected anew".to_owned(),
+            Self::Fault(fault) => format!("the twin broke the channel's rules: {fault}"),
+            Self::UnexpectedBytes => {
+                "something came in on the socket after the greeting".to_owned()
+            }
+            Self::Stopping => "the broker stops".to_owned(),
+        }
+    }
+}
+
+/// Counts by a name that is a literal of ours, so the number of names is bounded.
+#[derive(Default)]
+pub struct Counts(BTreeMap<&'static str, u64>);
+
+impl Counts {
+    /// One more.
+    pub fn add(&mut self, name: &'static str) {
+        *self.0.entry(name).or_default() += 1;
+    }
+
+    fn json(&self) -> String {
+        self.0
+            .iter()
+            .fold(Object::new(), |object, (name, count)| {
+                object.raw(name, count)
+            })
+            .end()
+    }
+}
+
+/// What a twin did so far.
+#[derive(Default)]
+pub struct Counters {
+    entries: u64,
+    entry_bytes: u64,
+    out_of_order: u64,
+    wakeups: u64,
+    connections: u64,
+    refused: Counts,
+    trims: Counts,
+    /// Channels that ended.
+    pub closings: Counts,
+    /// Connections that never became a channel.
+    pub rejections: Counts,
+}
+
+/// What became of a turn.
+pub enum Turn {
+    /// The ring is empty, or the turn was long enough.
+    Done,
+    /// The channel must be closed.
+    Faulty(FrameFault),
+}
+
+/// A trim that was agreed in a turn.
+pub struct Agreed {
+    /// First dropped position.
+    pub from: u64,
+    /// First retained position.
+    pub to: u64,
+}
+
+/// One twin.
+pub struct Twin {
+    id: u8,
+    channel: Option<(BrokerChannel, Peer)>,
+    /// What it did so far.
+    pub counters: Counters,
+}
+
+impl Twin {
+    /// Not connected yet.
+    pub fn new(id: u8) -> Self {
+        Self {
+            id,
+            channel: None,
+            counters: Counters::default(),
+        }
+    }
+
+    /// The channel, if there is one.
+    pub fn channel(&self) -> Option<&BrokerChannel> {
+        self.channel.as_ref().map(|(channel, _)| channel)
+    }
+
+    /// Connects a channel where there is none.
+    pub fn connect(&mut self, channel: BrokerChannel, peer: Peer) {
+        assert!(self.channel.is_none(), "a twin has one channel at a time");
+        self.counters.connections += 1;
+        self.channel = Some((channel, peer));
+    }
+
+    /// Closes the channel. Answers whether there was one.
+    pub fn close(&mut self, reason: CloseReason, epoll: &Epoll) -> bool {
+        let Some((channel, _)) = self.channel.take() else {
+            return false;
+        };
+        self.counters.closings.add(reason.name());
+        // The twin holds the bell too, so closing our descriptor would not take it off the set.
+        epoll
+            .delete(channel.bell())
+            .expect("it was added when the channel was opened");
+        epoll
+            .delete(channel.stream())
+            .expect("it was added when the channel was opened");
+        channel.close(&reason.text());
+        true
+    }
+
+    /// Whether the ring seems to hold something.
+    pub fn looks_ready(&self) -> bool {
+        self.channel().is_some_and(BrokerChannel::looks_ready)
+    }
+
+    /// Asks for the bell at the next write.
+    pub fn arm(&self) {
+        if let Some(channel) = self.channel() {
+            channel.arm();
+        }
+    }
+
+    /// Wakes the twin when it sleeps on the log.
+    pub fn wake_if_waiting(&mut self) {
+        if self.channel().is_some_and(BrokerChannel::wake_if_waiting) {
+            self.counters.wakeups += 1;
+        }
+    }
+
+    /// Moves what is in the ring into the log, up to a fair bound. `agreed` gets the trims.
+    pub fn take_turn(&mut self, log: &mut LogWriter, agreed: &mut Vec<Agreed>) -> Turn {
+        let Some((channel, _)) = &mut self.channel else {
+            return Turn::Done;
+        };
+        let mut bytes = 0;
+        let mut end = Turn::Done;
+        for _ in 0..TURN_FRAMES_MAX {
+            match channel.poll_frame() {
+                Ok(Some(frame)) => {
+                    bytes += handle_frame(self.id, &frame, log, &mut self.counters, agreed)
+                }
+                Ok(None) => break,
+                Err(fault) => {
+                    end = Turn::Faulty(fault);
+                    break;
+                }
+            }
+            if bytes >= TURN_BYTES_MAX {
+                break;
+            }
+        }
+        channel.release();
+        end
+    }
+
+    /// The twin's part of the status document.
+    pub fn json(&self, ledger: &Ledger) -> String {
+        let peer = self.channel.as_ref().map(|(_, peer)| peer);
+        let counters = &self.counters;
+        Object::new()
+            .raw("twin", self.id)
+            .raw("connected", peer.is_some())
+            .optional("pid", peer.map(|peer| peer.pid))
+            .optional("uid", peer.map(|peer| peer.uid))
+            .raw("connections", counters.connections)
+            .raw("next_number", ledger.next_number(self.id))
+            .raw("live_bytes", ledger.live_bytes(self.id))
+            .raw("appended_entries", counters.entries)
+            .raw("appended_bytes", counters.entry_bytes)
+            .raw("refused", counters.refused.json())
+            .raw("out_of_order", counters.out_of_order)
+            .raw("trims", counters.trims.json())
+            .raw("wakeups", counters.wakeups)
+            .raw("closings", counters.closings.json())
+            .raw("rejections", counters.rejections.json())
+            .end()
+    }
+}
+
+/// Puts one frame into the log. Answers the bytes that it cost.
+fn handle_frame(
+    twin: u8,
+    frame: &Frame<'_>,
+    log: &mut LogWriter,
+    counters: &mut Counters,
+    agreed: &mut Vec<Agreed>,
+) -> usize {
+    match *frame {
+        Frame::Append { number, payload } => {
+            let outcome = log.append(twin, number, payload);
+            count_append(counters, outcome, payload.len() as u64);
+            payload.len()
+        }
+        Frame::AppendTooLarge {
+            number,
+            payload_bytes: _,
+        } => {
+            count_append(counters, log.append_too_large(twin, number), 0);
+            0
+        }
+        Frame::Trim { position, state } => {
+            let name = match log.trim(twin, position, state) {
+                TrimOutcome::Held => "held",
+                TrimOutcome::Agreed { from, to } => {
+                    agreed.push(Agreed { from, to });
+                    "agreed"
+                }
+                TrimOutcome::Stale => "stale",
+                TrimOutcome::Refused(refusal) => refusal.name(),
+            };
+            counters.trims.add(name);
+            state.len()
+        }
+        Frame::TrimTooLarge => {
+            counters
+                .trims
+                .add(twinbft_postbox::TrimRefusal::StateTooLarge.name());
+            0
+        }
+    }
+}
+
+fn count_append(counters: &mut Counters, outcome: Outcome, payload_bytes: u64) {
+    match outcome {
+        Outcome::Accepted(_) => {
+            counters.entries += 1;
+            counters.entry_bytes += payload_bytes;
+        }
+        Outcome::Refused(refusal) => counters.refused.add(refusal.name()),
+        Outcome::OutOfOrder { .. } => counters.out_of_order += 1,
+    }
+}

@@ -1,0 +1,36 @@
+//! The append-only log that joins the twins of a host (protocol.md, section 2).
+//!
+//! One log a host: a single writer (the broker) stamps who appended what, in one total order, and
+//! every twin reads the same entries from memory that it cannot write. This crate has the rules of
+//! the log ([`ledger`], [`memory_log`]), the shared memory formats ([`layout`], [`record`],
+//! [`vchan`], [`frame`]), the twin's ends ([`Reader`], [`Appender`]) and the transports.
+//!
+//! It never interprets an entry or a STATE, never keeps a secret, and is no network protocol. It is
+//! the only crate of the workspace with `unsafe` code, all of it in `raw` and
+//! `transport::local::fds`.
+
+pub mod appender;
+pub mod frame;
+pub mod layout;
+pub mod ledger;
+mod link;
+pub mod log_view;
+pub mod log_writer;
+pub mod memory_log;
+pub mod raw;
+pub mod reader;
+pub mod record;
+pub mod transport;
+pub mod vchan;
+pub mod waker;
+
+pub use appender::{AppendError, AppendEvent, Appender};
+pub use ledger::{
+    AgreedState, Ledger, Limits, LimitsError, Outcome, Refusal, TrimOutcome, TrimRefusal,
+};
+pub use log_view::{Entry, LogInfo, ReadError};
+pub use memory_log::{MemoryEntry, MemoryLog, MemoryRead};
+pub use reader::{Reader, Wake};
+pub use transport::local::client::{Channel, ConnectError, ConnectOptions, Reconnected, connect};
+pub use transport::local::{cluster_tag, socket_path, status_socket_path};
+pub use waker::Waker;
