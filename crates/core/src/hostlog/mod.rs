@@ -1,0 +1,446 @@
+//! The host automaton: everything that a host decides, as a function of its postbox log alone.
+//!
+//! Every correct twin of a host feeds the same entries into it and reads the same decisions off it
+//! (protocol.md, "The idea in one paragraph"). It knows no message of another host, no timer, no body and no
+//! MAC. An off-line audit runs the same code over a recorded log.
+
+mod accept;
+mod fence;
+mod order;
+mod results;
+mod votes;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use twinbft_types::{
+    ClientId, Digest, Entry, HostId, Position, RequestRef, Seq, Shape, Slot, TwinId, View,
+    canonical, from_canonical,
+};
+
+pub use order::Candidate;
+use results::ResultTally;
+pub use votes::TwinSet;
+use votes::{BoundedVotes, KeyedVotes};
+
+/// What one entry made of the log's state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// A PROPOSE became the candidate of its slot (4.3).
+    Candidate {
+        /// The slot.
+        slot: Slot,
+    },
+    /// A candidate got a NACK (4.3); the leader withdraws it.
+    Nacked {
+        /// The slot.
+        slot: Slot,
+        /// The requests that it names; none for a late timestamp.
+        requests: Vec<RequestRef>,
+    },
+    /// Candidates from this slot on are void (4.3).
+    Void {
+        /// The first void slot.
+        from: Slot,
+    },
+    /// ORDER is decided (4.4).
+    Ordered {
+        /// In which view.
+        view: View,
+        /// The slot.
+        slot: Slot,
+        /// The candidate that was decided.
+        candidate: Candidate,
+    },
+    /// The host has accepted everything up to a slot (4.5).
+    Accepted {
+        /// In which view.
+        view: View,
+        /// The slot.
+        slot: Slot,
+        /// `h_n`.
+        history: Digest,
+    },
+    /// All views below this one are fenced (6).
+    Fenced {
+        /// The view.
+        view: View,
+    },
+    /// `q` twins posted HAVE for this request (4.3).
+    Had {
+        /// The request.
+        request: RequestRef,
+    },
+    /// `q` twins posted a retransmission of this request (6).
+    Retransmitted {
+        /// The request.
+        request: RequestRef,
+    },
+    /// `q` twins posted the same result for these requests of a slot (4.8).
+    Certified {
+        /// The slot.
+        slot: Slot,
+        /// `h_n`.
+        history: Digest,
+        /// Places in the batch.
+        places: Vec<usize>,
+    },
+    /// `q` twins posted the same results for the whole slot: SLOT-RESULT is decided (9).
+    SlotResult {
+        /// The slot.
+        slot: Slot,
+        /// `h_n`.
+        history: Digest,
+        /// The digest of the results.
+        results: Digest,
+    },
+    /// Twins disagree about the results of a slot with equal history (9).
+    ResultsDiverge {
+        /// The slot.
+        slot: Slot,
+        /// `h_n`.
+        history: Digest,
+        /// What each twin said so far.
+        said: Vec<(TwinId, Digest)>,
+    },
+    /// `q` twins posted the same state digest (5).
+    Checkpoint {
+        /// The slot.
+        slot: Slot,
+        /// The digest.
+        digest: Digest,
+    },
+    /// Twins disagree about a state digest (9).
+    CheckpointDiverges {
+        /// The slot.
+        slot: Slot,
+        /// What each twin said so far.
+        said: Vec<(TwinId, Digest)>,
+    },
+}
+
+/// An entry that no correct twin would post, whatever it received (protocol.md 9): what is wrong with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Invalid(pub &'static str);
+
+/// Numbers that bound the automaton; equal on all twins of a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Bounds {
+    /// `c`.
+    pub checkpoint_slots: u64,
+    /// Most requests of a batch.
+    pub batch_requests_max: u64,
+}
+
+/// The state of a host as its log determines it: STATE of `trim` (protocol.md 2) is its encoding.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct HostLog {
+    shape: Shape,
+    host: HostId,
+    bounds: Bounds,
+    /// The position after the last entry.
+    end: Position,
+
+    /// The view that was last installed; 0 at genesis.
+    installed: View,
+    /// All views below this one are fenced.
+    fenced_to: View,
+    /// Each twin's highest LEAVE.
+    leaves: Vec<View>,
+    /// Each twin's latest SUSPECT.
+    suspects: Vec<View>,
+
+    /// `n_acc`. On the primary host, the last decided slot.
+    accepted: Slot,
+    /// `h_{n_acc}`.
+    accepted_history: Digest,
+    /// The view of the last installed log.
+    last_normal: View,
+
+    /// The live candidates of slots `accepted + 1 …`, without gaps.
+    /// Invariant: empty unless this host is primary of the installed, unfenced view; at most `2c`.
+    candidates: Vec<Candidate>,
+    /// The highest attempt seen of undecided slots.
+    attempts: BTreeMap<Slot, twinbft_types::Attempt>,
+    /// Votes of ACCEPT above `accepted`.
+    /// Invariant: keys lie in `(accepted, accepted + 2c]`.
+    accepts: BTreeMap<Slot, KeyedVotes<Digest>>,
+
+    /// Keys of clients that were named in a NACK.
+    nacked: std::collections::BTreeSet<u32>,
+    haves: BoundedVotes,
+    retransmissions: BoundedVotes,
+
+    /// Open RESULT tallies. Invariant: at most [`results::TALLIES_MAX`].
+    results: BTreeMap<Slot, ResultTally>,
+    /// Decided SLOT-RESULTs of late slots. Invariant: at most [`results::SLOT_RESULTS_MAX`].
+    slot_results: BTreeMap<Slot, (Digest, Digest)>,
+    /// Open CHECKPOINT tallies. Invariant: at most [`results::CHECKPOINTS_MAX`].
+    checkpoints: BTreeMap<Slot, KeyedVotes<Digest>>,
+    /// The last decided CHECKPOINT.
+    certified_checkpoint: Slot,
+}
+
+impl HostLog {
+    /// The state before the first entry of the first epoch.
+    #[must_use]
+    pub fn genesis(shape: Shape, host: HostId, bounds: Bounds) -> Self {
+        let twins = usize::from(shape.twins());
+        Self {
+            shape,
+            host,
+            bounds,
+            end: Position(0),
+            installed: View(0),
+            fenced_to: View(0),
+            leaves: vec![View(0); twins],
+            suspects: vec![View(0); twins],
+            accepted: Slot(0),
+            accepted_history: Digest::ZERO,
+            last_normal: View(0),
+            candidates: Vec::new(),
+            attempts: BTreeMap::new(),
+            accepts: BTreeMap::new(),
+            nacked: std::collections::BTreeSet::new(),
+            haves: BoundedVotes::default(),
+            retransmissions: BoundedVotes::default(),
+            results: BTreeMap::new(),
+            slot_results: BTreeMap::new(),
+            checkpoints: BTreeMap::new(),
+            certified_checkpoint: Slot(0),
+        }
+    }
+
+    /// STATE: everything below [`Self::end`] that any rule can still use (protocol.md 2).
+    #[must_use]
+    pub fn to_state(&self) -> Vec<u8> {
+        canonical(self)
+    }
+
+    /// Takes up an agreed STATE.
+    ///
+    /// # Errors
+    /// When the bytes are no STATE of this host.
+    pub fn from_state(
+        shape: Shape,
+        host: HostId,
+        bytes: &[u8],
+    ) -> Result<Self, twinbft_types::DecodeError> {
+        let state: Self = from_canonical(bytes)?;
+        if state.shape != shape || state.host != host {
+            return Err(twinbft_types::DecodeError(format!(
+                "this is the state of {} in a cluster of another shape",
+                state.host
+            )));
+        }
+        Ok(state)
+    }
+
+    /// Takes in the entry at [`Self::end`], which `sender` appended, and adds what it decides to `out`.
+    ///
+    /// # Errors
+    /// When no correct twin would have posted it. It is then as if it were not there; the position counts.
+    pub fn apply(
+        &mut self,
+        sender: TwinId,
+        entry: &Entry,
+        out: &mut Vec<Decision>,
+    ) -> Result<(), Invalid> {
+        assert!(
+            sender < TwinId(self.shape.twins()),
+            "the broker stamps twins of this host only"
+        );
+        self.end = self.end.next();
+        match entry {
+            Entry::Propose {
+                view,
+                slot,
+                attempt,
+                previous,
+                timestamp_us,
+                requests,
+            } => {
+                let proposal = Candidate::new(*attempt, *previous, *slot, *timestamp_us, requests);
+                self.apply_propose(sender, *view, *slot, *previous, proposal, out)
+            }
+            Entry::Endorse {
+                view,
+                slot,
+                attempt,
+                history,
+                signature,
+            } => {
+                if signature.is_some() && !self.shape.unanimous() {
+                    return Err(Invalid("an ENDORSE with a signature though m > q"));
+                }
+                self.apply_endorse(sender, *view, *slot, (*attempt, *history), out)
+            }
+            Entry::Nack {
+                view,
+                slot,
+                attempt,
+                history,
+                requests,
+            } => self.apply_nack(sender, *view, *slot, (*attempt, *history), requests, out),
+            Entry::Withdraw {
+                view,
+                slot,
+                attempt,
+            } => self.apply_withdraw(sender, *view, *slot, *attempt, out),
+            Entry::Have { request } => {
+                if self.haves.vote(sender, *request, self.shape) {
+                    out.push(Decision::Had { request: *request });
+                }
+                Ok(())
+            }
+            Entry::Retransmission { request } => {
+                if self.retransmissions.vote(sender, *request, self.shape) {
+                    out.push(Decision::Retransmitted { request: *request });
+                }
+                Ok(())
+            }
+            Entry::Accept {
+                view,
+                slot,
+                history,
+            } => self.apply_accept(sender, *view, *slot, *history, out),
+            Entry::Results {
+                slot,
+                history,
+                results,
+                view: _,
+            } => self.apply_results(sender, *slot, *history, results, out),
+            Entry::Checkpoint { slot, digest } => {
+                self.apply_checkpoint(sender, *slot, *digest, out)
+            }
+            Entry::Suspect { view } => {
+                self.suspects[usize::from(sender.0)] = *view;
+                Ok(())
+            }
+            Entry::Leave { view, .. } => {
+                self.apply_leave(sender, *view, out);
+                Ok(())
+            }
+            // These carry signatures, bodies and questions; they decide nothing by themselves.
+            Entry::Need { .. }
+            | Entry::Body { .. }
+            | Entry::Sign { .. }
+            | Entry::ResultAgain { .. }
+            | Entry::Relay { .. } => Ok(()),
+            // View change, recovery and quarantine (6, 8, 9): their rules come with those parts.
+            Entry::NvPropose { .. }
+            | Entry::NvEndorse { .. }
+            | Entry::NvAccept { .. }
+            | Entry::Jump { .. }
+            | Entry::Beat { .. }
+            | Entry::Peer { .. }
+            | Entry::Hello { .. }
+            | Entry::Amnesia { .. }
+            | Entry::Quarantine { .. }
+            | Entry::Readmit { .. } => Ok(()),
+        }
+    }
+
+    /// The position after the last entry.
+    #[must_use]
+    pub const fn end(&self) -> Position {
+        self.end
+    }
+
+    /// The largest fenced-to or installed view (4.3).
+    #[must_use]
+    pub fn current_view(&self) -> View {
+        self.installed.max(self.fenced_to)
+    }
+
+    /// The installed view while it is not fenced: the one in which this host orders or accepts.
+    #[must_use]
+    pub fn live_view(&self) -> Option<View> {
+        (self.fenced_to <= self.installed).then_some(self.installed)
+    }
+
+    /// Whether this host is primary of its installed, unfenced view.
+    #[must_use]
+    pub fn is_primary(&self) -> bool {
+        self.live_view()
+            .is_some_and(|view| self.shape.primary(view) == self.host)
+    }
+
+    /// `n_acc` and `h_{n_acc}`. On the primary host, the last decided slot.
+    #[must_use]
+    pub const fn accepted(&self) -> (Slot, Digest) {
+        (self.accepted, self.accepted_history)
+    }
+
+    /// The live candidate of a slot.
+    #[must_use]
+    pub fn candidate(&self, slot: Slot) -> Option<&Candidate> {
+        let offset = slot.0.checked_sub(self.accepted.0 + 1)?;
+        self.candidates.get(usize::try_from(offset).ok()?)
+    }
+
+    /// The last slot with a decision or a live candidate, and its history.
+    #[must_use]
+    pub fn tip(&self) -> (Slot, Digest) {
+        let count = self.candidates.len() as u64;
+        let history = self
+            .candidates
+            .last()
+            .map_or(self.accepted_history, |c| c.history);
+        (Slot(self.accepted.0 + count), history)
+    }
+
+    /// The history of `slot − 1`, which the live candidate of `slot` extends.
+    ///
+    /// # Panics
+    /// When `slot` has no live candidate.
+    #[must_use]
+    pub fn tip_before(&self, slot: Slot) -> Digest {
+        if slot == self.accepted.next() {
+            return self.accepted_history;
+        }
+        self.candidate(Slot(slot.0 - 1))
+            .expect("candidates are contiguous")
+            .history
+    }
+
+    /// Passes over an entry that does not decode: its position counts all the same.
+    pub fn skip(&mut self) {
+        self.end = self.end.next();
+    }
+
+    /// The lowest attempt number that a new PROPOSE for this slot may carry.
+    #[must_use]
+    pub fn next_attempt(&self, slot: Slot) -> twinbft_types::Attempt {
+        self.attempts
+            .get(&slot)
+            .map_or(twinbft_types::Attempt(0), |a| a.next())
+    }
+
+    /// Whether this client's requests need HAVEs of `q` twins before they are proposed (4.3).
+    #[must_use]
+    pub fn is_nacked(&self, client: ClientId) -> bool {
+        self.nacked.contains(&client.key)
+    }
+
+    /// Whether `q` twins posted HAVE for this request (4.3).
+    #[must_use]
+    pub fn is_had(&self, request: &RequestRef) -> bool {
+        self.haves.has_quorum(request, self.shape)
+    }
+
+    /// The decided SLOT-RESULT of a late slot: `h_n` and the results' digest.
+    #[must_use]
+    pub fn slot_result(&self, slot: Slot) -> Option<(Digest, Digest)> {
+        self.slot_results.get(&slot).copied()
+    }
+
+    /// What is kept about single requests can go: the slot that holds it is decided.
+    fn forget_request(&mut self, client: ClientId, seq: Seq) {
+        self.haves.forget(client, seq);
+        self.retransmissions.forget(client, seq);
+    }
+}

@@ -1,0 +1,34 @@
+//! What a twin must not forget: the records of its write-ahead log (protocol.md 3, durability rule).
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use twinbft_types::{Certificate, Digest, Entry, Request, Slot};
+
+/// One record of a twin's write-ahead log.
+///
+/// Borsh's tag byte of each variant is part of the format: new variants go to the end.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Record {
+    /// A promise that is about to be revealed: an ENDORSE, ACCEPT, NV-ACCEPT, JUMP, PEER, QUARANTINE,
+    /// LEAVE, CHECKPOINT, or a SIGN of ORDER or NEW-VIEW.
+    Promise(Entry),
+    /// A slot that a promise rests on.
+    Slot {
+        /// The slot.
+        slot: Slot,
+        /// `h_{n−1}`.
+        previous: Digest,
+        /// The batch's timestamp.
+        timestamp_us: u64,
+        /// The batch.
+        bodies: Vec<Request>,
+        /// The ORDER certificate, where this twin has one.
+        certificate: Option<Certificate>,
+    },
+    /// A stable checkpoint: everything up to it may be trimmed.
+    Stable {
+        /// The slot.
+        slot: Slot,
+        /// Its digest.
+        digest: Digest,
+    },
+}

@@ -1,0 +1,204 @@
+//! A backup takes over what the primary ordered (protocol.md 4.5).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use twinbft_types::wire::{OrderMessage, PeerMessage};
+use twinbft_types::{
+    Digest, Entry, ReplicaId, Request, RequestRef, Slot, Statement, View, batch_digest, history,
+};
+
+use super::Replica;
+use super::order::FETCH_SLOTS_MAX;
+use super::slots::SlotData;
+use crate::fault::PeerFault;
+use crate::io::{Effect, Effects};
+use crate::record::Record;
+
+/// What only a backup keeps.
+#[derive(Debug, Default)]
+pub struct Backup {
+    /// The last slot of this twin's own chain.
+    tip: Slot,
+    /// Valid certificates beyond the next slot. Invariant: slots lie between the marks.
+    waiting: BTreeMap<Slot, (ReplicaId, OrderMessage)>,
+    /// The highest slot between the marks that anybody spoke of.
+    heard: Slot,
+    /// Since when `heard` lies beyond the tip.
+    behind_since_us: Option<u64>,
+    /// Counts the fetches, to ask another twin each time.
+    asked: usize,
+}
+
+impl Backup {
+    pub fn waiting_len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The last slot of this twin's own chain.
+    pub const fn tip(&self) -> Slot {
+        self.tip
+    }
+}
+
+impl Replica {
+    pub(super) fn handle_order(
+        &mut self,
+        from: ReplicaId,
+        order: OrderMessage,
+        out: &mut Effects,
+    ) -> Result<(), PeerFault> {
+        let Statement::Order {
+            view,
+            slot,
+            history: _,
+        } = order.certificate.signed.statement
+        else {
+            return Err(PeerFault::UnexpectedStatement {
+                from,
+                statement: "certificate of something else with an ORDER's batch",
+            });
+        };
+        if self.config.shape.primary(view) != order.certificate.signed.host {
+            return Err(PeerFault::NotPrimary { from });
+        }
+        let known = slot <= self.backup.tip || self.backup.waiting.contains_key(&slot);
+        if self.log.live_view() != Some(view) || self.log.is_primary() || known {
+            return Ok(());
+        }
+        if slot > self.high_mark() {
+            return Err(PeerFault::BeyondMarks { from });
+        }
+        self.hear_of(slot);
+        if order.bodies.len() > self.config.tuning.batch_requests_max {
+            return Err(PeerFault::BatchTooLarge { from });
+        }
+        self.verify(from, &order.certificate)?;
+        if slot > self.backup.tip.next() {
+            // 4.5: out-of-order slots wait.
+            self.backup.waiting.insert(slot, (from, order));
+            return Ok(());
+        }
+        self.accept(from, order, out)?;
+        while let Some((from, order)) = self.backup.waiting.remove(&self.backup.tip.next()) {
+            self.accept(from, order, out)?;
+        }
+        self.catch_up_note();
+        Ok(())
+    }
+
+    /// 4.5: a valid certificate for the installed view and the next slot that extends this twin's chain.
+    fn accept(
+        &mut self,
+        from: ReplicaId,
+        order: OrderMessage,
+        out: &mut Effects,
+    ) -> Result<(), PeerFault> {
+        let signed = &order.certificate.signed;
+        let Statement::Order {
+            view,
+            slot,
+            history: claimed,
+        } = signed.statement
+        else {
+            unreachable!("checked when it came in");
+        };
+        let previous = self.chain_end();
+        let requests: Vec<RequestRef> = order.bodies.iter().map(Request::reference).collect();
+        let extended = history(previous, slot, batch_digest(&requests), order.timestamp_us);
+        if extended != claimed {
+            return Err(PeerFault::HistoryMismatch { from });
+        }
+        let mut data = SlotData::new(
+            (view, signed.host, signed.incarnation),
+            claimed,
+            order.timestamp_us,
+            requests,
+            order.bodies.iter().cloned().map(Some).collect(),
+            self.now.mono_us,
+        );
+        for authenticator in &order.certificate.authenticators {
+            data.add_signature(authenticator.clone());
+        }
+        self.slots.insert(slot, data);
+        self.backup.tip = slot;
+        let entry = Entry::Accept {
+            view,
+            slot,
+            history: claimed,
+        };
+        out.push(Effect::Persist(Record::Slot {
+            slot,
+            previous,
+            timestamp_us: order.timestamp_us,
+            bodies: order.bodies,
+            certificate: Some(order.certificate),
+        }));
+        out.push(Effect::Persist(Record::Promise(entry.clone())));
+        out.post(entry);
+        Ok(())
+    }
+
+    fn chain_end(&self) -> Digest {
+        self.history_of(self.backup.tip)
+            .expect("the tip of the chain is held")
+    }
+
+    /// Somebody spoke of this slot: when it does not come, it is fetched.
+    fn hear_of(&mut self, slot: Slot) {
+        self.backup.heard = self.backup.heard.max(slot.min(self.high_mark()));
+        if self.backup.heard > self.backup.tip && self.backup.behind_since_us.is_none() {
+            self.backup.behind_since_us = Some(self.now.mono_us);
+        }
+    }
+
+    fn catch_up_note(&mut self) {
+        self.backup.behind_since_us =
+            (self.backup.heard > self.backup.tip).then_some(self.now.mono_us);
+    }
+
+    /// A sibling accepted a slot (4.5): if this twin has not received it, it asks around.
+    pub(super) fn note_sibling_accept(&mut self, view: View, slot: Slot) {
+        if self.log.live_view() == Some(view) && slot > self.backup.tip {
+            self.hear_of(slot);
+        }
+    }
+
+    /// 4.5: a gap is fetched from any twin, another one each time.
+    pub(super) fn backup_timer(&mut self, out: &mut Effects) {
+        let due = self
+            .backup_deadline()
+            .is_some_and(|deadline| deadline <= self.now.mono_us);
+        let Some(view) = self.log.live_view().filter(|_| due) else {
+            return;
+        };
+        self.backup.behind_since_us = Some(self.now.mono_us);
+        let shape = self.config.shape;
+        let primary = shape.primary(view);
+        let me = self.config.me;
+        // The primary's twins first, then those of the other backups.
+        let targets: Vec<ReplicaId> = shape
+            .receivers(me.host)
+            .filter(|r| r.host == primary)
+            .chain(shape.receivers(me.host).filter(|r| r.host != primary))
+            .collect();
+        if targets.is_empty() {
+            return;
+        }
+        let to = targets[(usize::from(me.twin.0) + self.backup.asked) % targets.len()];
+        self.backup.asked += 1;
+        let first = self.backup.tip.next();
+        let last = Slot(self.backup.heard.0.min(first.0 + FETCH_SLOTS_MAX - 1));
+        out.push(Effect::Send {
+            to,
+            message: Arc::new(PeerMessage::FetchSlots { first, last }),
+        });
+    }
+
+    pub(super) fn backup_deadline(&self) -> Option<u64> {
+        if self.log.is_primary() {
+            return None;
+        }
+        Some(self.backup.behind_since_us? + self.config.tuning.fetch_after_us)
+    }
+}

@@ -1,0 +1,89 @@
+//! Signatures of this host's twins on statements that its log has decided (protocol.md 3).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use twinbft_types::{Authenticator, Certificate, HostId, Incarnation, Signed, Statement};
+
+/// Statements that are kept; the oldest gives way. Only certificates still under way suffer.
+const STATEMENTS_MAX: usize = 2048;
+
+#[derive(Debug, Default)]
+struct Page {
+    authenticators: Vec<Authenticator>,
+    /// How many signatures the certificate had when it was last handed out.
+    handed_out: usize,
+}
+
+/// Collects signatures on decided statements until there are `q`.
+#[derive(Debug)]
+pub struct SignatureBook {
+    host: HostId,
+    incarnation: Incarnation,
+    quorum: usize,
+    pages: BTreeMap<Statement, Page>,
+    order: VecDeque<Statement>,
+}
+
+impl SignatureBook {
+    pub const fn new(host: HostId, incarnation: Incarnation, quorum: usize) -> Self {
+        Self {
+            host,
+            incarnation,
+            quorum,
+            pages: BTreeMap::new(),
+            order: VecDeque::new(),
+        }
+    }
+
+    /// The log has decided this statement; whether that is news.
+    pub fn decide(&mut self, statement: &Statement) -> bool {
+        if self.pages.contains_key(statement) {
+            return false;
+        }
+        if self.order.len() >= STATEMENTS_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.pages.remove(&oldest);
+        }
+        self.order.push_back(statement.clone());
+        self.pages.insert(statement.clone(), Page::default());
+        true
+    }
+
+    /// Takes in a signature on a decided statement; others are ignored (release rule: no correct twin signs
+    /// what is not decided). Answers with the certificate when this signature made the quorum.
+    pub fn sign(
+        &mut self,
+        statement: &Statement,
+        authenticator: Authenticator,
+    ) -> Option<Certificate> {
+        let page = self.pages.get_mut(statement)?;
+        if page
+            .authenticators
+            .iter()
+            .any(|a| a.twin == authenticator.twin)
+        {
+            return None;
+        }
+        page.authenticators.push(authenticator);
+        let complete = page.authenticators.len() >= self.quorum && page.handed_out < self.quorum;
+        if !complete {
+            return None;
+        }
+        page.handed_out = page.authenticators.len();
+        self.certificate(statement)
+    }
+
+    /// The certificate, when there are `q` signatures.
+    pub fn certificate(&self, statement: &Statement) -> Option<Certificate> {
+        let page = self.pages.get(statement)?;
+        (page.authenticators.len() >= self.quorum).then(|| Certificate {
+            signed: Signed {
+                host: self.host,
+                incarnation: self.incarnation,
+                statement: statement.clone(),
+            },
+            authenticators: page.authenticators.clone(),
+        })
+    }
+}

@@ -1,0 +1,204 @@
+//! The next entry of the postbox log: the host decides, and this twin carries it out.
+
+use std::sync::Arc;
+
+use twinbft_types::wire::PeerMessage;
+use twinbft_types::{Entry, Position, ReplicaId, Statement, TwinId, from_canonical};
+
+use super::Replica;
+use crate::evidence::{Event, EventKind};
+use crate::fault::PeerFault;
+use crate::hostlog::{Decision, Invalid};
+use crate::io::{Effect, Effects};
+
+impl Replica {
+    pub(super) fn handle_entry(
+        &mut self,
+        position: Position,
+        sender: TwinId,
+        bytes: &[u8],
+        out: &mut Effects,
+    ) -> Result<(), PeerFault> {
+        assert_eq!(position, self.log.end(), "entries come without gaps");
+        let from = ReplicaId {
+            host: self.config.host(),
+            twin: sender,
+        };
+        let result = match from_canonical::<Entry>(bytes) {
+            Ok(entry) => self
+                .apply(sender, &entry, out)
+                .map_err(|Invalid(problem)| PeerFault::InvalidEntry { from, problem }),
+            Err(error) => {
+                self.log.skip();
+                Err(PeerFault::MalformedEntry {
+                    from,
+                    problem: error.0,
+                })
+            }
+        };
+        if let Err(fault) = &result {
+            let problem = match fault {
+                PeerFault::InvalidEntry { problem, .. } => problem,
+                _ => "it does not decode",
+            };
+            out.push(Effect::Evidence(Event {
+                host: from.host,
+                twin: Some(sender),
+                slot: None,
+                kind: EventKind::Invalid { problem },
+            }));
+        }
+        self.trim_log(out);
+        result
+    }
+
+    fn apply(&mut self, sender: TwinId, entry: &Entry, out: &mut Effects) -> Result<(), Invalid> {
+        self.note_before(sender, entry);
+        let mut decisions = std::mem::take(&mut self.decisions);
+        let valid = self.log.apply(sender, entry, &mut decisions);
+        for decision in decisions.drain(..) {
+            self.carry_out(decision, out);
+        }
+        self.decisions = decisions;
+        valid?;
+        self.act_on(sender, entry, out);
+        Ok(())
+    }
+
+    /// What decisions that this entry makes will need.
+    fn note_before(&mut self, sender: TwinId, entry: &Entry) {
+        match entry {
+            Entry::Endorse {
+                slot,
+                attempt,
+                signature: Some(signature),
+                ..
+            } if signature.twin == sender => self.note_signature(*slot, *attempt, signature),
+            Entry::Results {
+                slot,
+                history,
+                results,
+                ..
+            } => self.note_results(sender, *slot, *history, results),
+            _ => {}
+        }
+    }
+
+    fn carry_out(&mut self, decision: Decision, out: &mut Effects) {
+        match decision {
+            Decision::Candidate { slot } => self.candidate_appeared(slot),
+            Decision::Nacked { slot, requests } => {
+                self.vouch(&requests, out);
+                self.withdraw(slot, out);
+            }
+            Decision::Void { from } => self.leader_voided(from),
+            Decision::Ordered {
+                view,
+                slot,
+                candidate,
+            } => self.handle_ordered(view, slot, candidate, out),
+            Decision::Accepted {
+                view,
+                slot,
+                history,
+            } => self.handle_accepted(view, slot, history, out),
+            Decision::Fenced { view: _ } => self.leader_voided(self.log.accepted().0.next()),
+            Decision::Had { request } => self.leader_had(&request),
+            // 6: FORWARD comes with view change.
+            Decision::Retransmitted { request: _ } => {}
+            Decision::Certified {
+                slot,
+                history,
+                places,
+            } => self.handle_certified(slot, history, places, out),
+            Decision::SlotResult {
+                slot,
+                history,
+                results,
+            } => self.handle_own_slot_result(slot, history, results, out),
+            Decision::ResultsDiverge {
+                slot,
+                history,
+                said,
+            } => self.handle_results_diverge(slot, history, said, out),
+            Decision::Checkpoint { slot, digest } => self.handle_own_checkpoint(slot, digest, out),
+            Decision::CheckpointDiverges { slot, said } => {
+                self.handle_checkpoint_divergence(slot, &said, out);
+            }
+        }
+    }
+
+    /// What the entry asks of this twin besides what the host decided.
+    fn act_on(&mut self, sender: TwinId, entry: &Entry, out: &mut Effects) {
+        match entry {
+            Entry::Need { digest } => self.handle_need(sender, *digest, out),
+            Entry::Body { request } => self.handle_body(sender, request),
+            Entry::Sign {
+                statement,
+                authenticator,
+            } if authenticator.twin == sender => {
+                self.handle_sign(statement, authenticator, out);
+            }
+            Entry::Accept { view, slot, .. } => self.note_sibling_accept(*view, *slot),
+            Entry::ResultAgain {
+                client,
+                seq,
+                slot,
+                history,
+                view: _,
+                result,
+            } => self.handle_result_again(sender, (*client, *seq), *slot, *history, *result, out),
+            _ => {}
+        }
+    }
+
+    fn handle_sign(
+        &mut self,
+        statement: &Statement,
+        authenticator: &twinbft_types::Authenticator,
+        out: &mut Effects,
+    ) {
+        match statement {
+            Statement::Order { view, slot, .. } => {
+                self.handle_order_signature(*view, *slot, authenticator, out);
+                return;
+            }
+            // A sibling was asked: what the log has decided is signed by all.
+            Statement::SlotResult {
+                slot,
+                history,
+                results,
+            } if self.log.slot_result(*slot) == Some((*history, *results)) => {
+                self.sign_decided(statement.clone(), false, out);
+            }
+            _ => {}
+        }
+        let Some(certificate) = self.book.sign(statement, authenticator.clone()) else {
+            return;
+        };
+        match statement {
+            Statement::Ack { view, .. } => {
+                let receivers = self.ack_receivers(*view);
+                let message = Arc::new(PeerMessage::Certificate(certificate));
+                self.send_to_counterparts(receivers.into_iter(), &message, out);
+            }
+            Statement::Checkpoint { .. } => {
+                let message = Arc::new(PeerMessage::Certificate(certificate));
+                self.send_to_counterparts(self.config.shape.all_hosts(), &message, out);
+            }
+            Statement::SlotResult { slot, .. } => self.send_slot_result(*slot, certificate, out),
+            _ => {}
+        }
+    }
+
+    /// 2: at each multiple of `k`, the log below can go: what is still needed of it is in STATE.
+    fn trim_log(&self, out: &mut Effects) {
+        let end = self.log.end();
+        if end.0.is_multiple_of(self.config.tuning.trim_entries) {
+            out.push(Effect::Trim {
+                position: end,
+                state: self.log.to_state().into(),
+            });
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The leader makes batches and proposes them (protocol.md 4.2, 4.3).
+
+use std::collections::{BTreeSet, VecDeque};
+
+use twinbft_types::{
+    Attempt, ClientId, Digest, Entry, RequestRef, Seq, Slot, batch_digest, history,
+};
+
+use super::Replica;
+use crate::io::Effects;
+use crate::session::Standing;
+
+/// While this many slots are in flight, requests gather into a full batch first (4.2).
+const EAGER_SLOTS: u64 = 2;
+
+/// What only the leader keeps.
+#[derive(Debug, Default)]
+pub struct Leader {
+    queue: VecDeque<(ClientId, Seq)>,
+    queued: BTreeSet<(ClientId, Seq)>,
+    /// Requests beyond their session's window as this twin has executed it; bounded by the pool.
+    early: BTreeSet<(ClientId, Seq)>,
+    /// The end of what this twin has proposed, read back or not.
+    /// Invariant: `None` unless something was proposed since the last void or fence.
+    tip: Option<Tip>,
+    /// A WITHDRAW of this candidate is under way: propose nothing until it is read back.
+    withdrawing: Option<(Slot, Attempt)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Tip {
+    slot: Slot,
+    history: Digest,
+    timestamp_us: u64,
+}
+
+impl Leader {
+    pub fn enqueue(&mut self, client: ClientId, seq: Seq) {
+        if self.queued.insert((client, seq)) {
+            self.queue.push_back((client, seq));
+        }
+    }
+
+    fn enqueue_first(&mut self, client: ClientId, seq: Seq) {
+        if self.queued.insert((client, seq)) {
+            self.queue.push_front((client, seq));
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+}
+
+impl Replica {
+    /// Whether this twin leads the installed, unfenced view.
+    pub(super) fn is_leader(&self) -> bool {
+        self.log
+            .live_view()
+            .is_some_and(|view| self.config.shape.leader(view) == self.config.me)
+    }
+
+    /// 4.2: with nothing in flight a single request goes at once; while slots are in flight requests gather.
+    pub(super) fn poll_proposal(&mut self, out: &mut Effects) {
+        while self.may_propose() {
+            let batch = self.gather();
+            if batch.is_empty() {
+                return;
+            }
+            self.propose(batch, out);
+        }
+    }
+
+    fn may_propose(&self) -> bool {
+        if self.leader.queue.is_empty() || self.leader.withdrawing.is_some() || !self.is_leader() {
+            return false;
+        }
+        let tuning = &self.config.tuning;
+        let tip = self.proposal_tip().slot;
+        let in_flight = tip.0 - self.commit.committed().0.min(tip.0);
+        let full = self.leader.queue.len() >= tuning.batch_requests_max;
+        tip < self.high_mark()
+            && in_flight < tuning.pipeline_depth
+            && (full || in_flight < EAGER_SLOTS)
+    }
+
+    fn proposal_tip(&self) -> Tip {
+        self.leader.tip.unwrap_or_else(|| {
+            let (slot, history) = self.log.tip();
+            Tip {
+                slot,
+                history,
+                timestamp_us: self.timestamp_of(slot),
+            }
+        })
+    }
+
+    /// The timestamp of a candidate or of a slot that this twin holds.
+    pub(super) fn timestamp_of(&self, slot: Slot) -> u64 {
+        if let Some(candidate) = self.log.candidate(slot) {
+            return candidate.timestamp_us;
+        }
+        if slot == self.stable {
+            return self.checkpoints.stable_timestamp_us();
+        }
+        self.slots.get(slot).map_or(0, |data| data.timestamp_us)
+    }
+
+    fn gather(&mut self) -> Vec<RequestRef> {
+        let tuning = &self.config.tuning;
+        let mut batch: Vec<RequestRef> = Vec::new();
+        let mut bytes = 0;
+        while batch.len() < tuning.batch_requests_max
+            && let Some(&(client, seq)) = self.leader.queue.front()
+        {
+            let Some((digest, request)) = self.pool.by_number(client, seq) else {
+                self.leader.drop_first();
+                continue;
+            };
+            let size = request.request.operation.len();
+            if !batch.is_empty() && bytes + size > tuning.batch_bytes_max {
+                break;
+            }
+            let reference = RequestRef {
+                client,
+                seq,
+                digest,
+            };
+            let proposable = match self.sessions.standing(client, seq) {
+                Standing::Open => true,
+                // Its window opens with the execution of what is in flight.
+                Standing::Early => {
+                    self.leader.early.insert((client, seq));
+                    false
+                }
+                Standing::Executed | Standing::Expired => false,
+            };
+            self.leader.drop_first();
+            if !proposable || self.voting.is_in_log(client, seq) {
+                continue;
+            }
+            // 4.3: after a NACK only with HAVEs of q twins; `Had` enqueues it again.
+            if self.log.is_nacked(client) && !self.log.is_had(&reference) {
+                continue;
+            }
+            bytes += size;
+            batch.push(reference);
+        }
+        batch
+    }
+
+    fn propose(&mut self, requests: Vec<RequestRef>, out: &mut Effects) {
+        let view = self.log.live_view().expect("checked by may_propose");
+        let tip = self.proposal_tip();
+        let slot = tip.slot.next();
+        let timestamp_us = self.now.wall_us.max(tip.timestamp_us + 1);
+        self.leader.tip = Some(Tip {
+            slot,
+            history: history(tip.history, slot, batch_digest(&requests), timestamp_us),
+            timestamp_us,
+        });
+        for request in &requests {
+            self.voting.note_proposed(request.client, request.seq, slot);
+        }
+        out.post(Entry::Propose {
+            view,
+            slot,
+            attempt: self.log.next_attempt(slot),
+            previous: tip.history,
+            timestamp_us,
+            requests,
+        });
+    }
+
+    /// 4.3: the leader withdraws a candidate that got a NACK.
+    pub(super) fn withdraw(&mut self, slot: Slot, out: &mut Effects) {
+        if !self.is_leader() || self.leader.withdrawing.is_some() {
+            return;
+        }
+        let (Some(view), Some(candidate)) = (self.log.live_view(), self.log.candidate(slot)) else {
+            return;
+        };
+        self.leader.withdrawing = Some((slot, candidate.attempt));
+        out.post(Entry::Withdraw {
+            view,
+            slot,
+            attempt: candidate.attempt,
+        });
+    }
+
+    /// Candidates from `from` on are void: their requests go to the head of the queue.
+    pub(super) fn leader_voided(&mut self, from: Slot) {
+        let requests = self.voting.take_void(from);
+        self.leader.tip = None;
+        self.leader.withdrawing = None;
+        if self.is_leader() {
+            for (client, seq) in requests.into_iter().rev() {
+                self.leader.enqueue_first(client, seq);
+            }
+        }
+    }
+
+    /// A request of this session was executed: later ones may have come into its window.
+    pub(super) fn leader_executed(&mut self, client: ClientId) {
+        if self.leader.early.is_empty() {
+            return;
+        }
+        let opened: Vec<(ClientId, Seq)> = self
+            .leader
+            .early
+            .range((client, Seq(0))..=(client, Seq(u64::MAX)))
+            .filter(|(c, s)| self.sessions.standing(*c, *s) != Standing::Early)
+            .copied()
+            .collect();
+        for (client, seq) in opened {
+            self.leader.early.remove(&(client, seq));
+            self.leader.enqueue(client, seq);
+        }
+    }
+
+    /// A slot is decided: a WITHDRAW of it came too late.
+    pub(super) fn leader_ordered(&mut self, slot: Slot) {
+        if self.leader.withdrawing.is_some_and(|(s, _)| s <= slot) {
+            self.leader.withdrawing = None;
+        }
+    }
+
+    /// 4.3: `q` twins vouch for a request of a client that was NACKed.
+    pub(super) fn leader_had(&mut self, request: &RequestRef) {
+        if self.is_leader() && self.pool.find(request).is_some() {
+            self.leader.enqueue(request.client, request.seq);
+        }
+    }
+}
+
+impl Leader {
+    fn drop_first(&mut self) {
+        if let Some(first) = self.queue.pop_front() {
+            self.queued.remove(&first);
+        }
+    }
+}

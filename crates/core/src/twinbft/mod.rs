@@ -1,0 +1,354 @@
+//! TwinBFT: the protocol of one twin, around the automaton of its host.
+//!
+//! Data flows one way: a request comes in ([`request`]), the leader orders it ([`leader`]), followers vote
+//! ([`voting`]), the decided slot is signed and sent ([`order`]), backups accept it ([`backup`]), hosts commit
+//! ([`commit`]), the service executes ([`execute`]), the cross-checked result goes out ([`reply`]).
+
+mod backup;
+mod book;
+mod checkpoint;
+mod commit;
+mod divergence;
+mod entry;
+mod execute;
+mod leader;
+mod order;
+mod pool;
+mod reads;
+mod reply;
+mod request;
+mod slots;
+mod status;
+mod voting;
+
+use std::collections::BTreeMap;
+
+use twinbft_types::wire::PeerMessage;
+use twinbft_types::{Digest, HostId, ReplicaId, Signed, Slot, Statement};
+
+use crate::config::CoreConfig;
+use crate::fault::PeerFault;
+use crate::hostlog::{Bounds, Decision, HostLog};
+use crate::io::{Effect, Effects, Input, Tick};
+use crate::session::{SessionBounds, SessionTable};
+
+use backup::Backup;
+use book::SignatureBook;
+use checkpoint::Checkpoints;
+use commit::Commit;
+use divergence::Divergences;
+use execute::Execution;
+use leader::Leader;
+use pool::Pool;
+use reads::Reads;
+use reply::Replies;
+use slots::SlotLog;
+pub use status::{Role, Status};
+use voting::Voting;
+
+/// One twin of one host, without IO: see [`crate::io`] for its doors.
+#[derive(Debug)]
+pub struct Replica {
+    config: CoreConfig,
+    now: Tick,
+    /// What the host has decided; everything below is this twin's own.
+    log: HostLog,
+    slots: SlotLog,
+    /// `L`: the last stable checkpoint.
+    stable: Slot,
+    sessions: SessionTable,
+    pool: Pool,
+    book: SignatureBook,
+    leader: Leader,
+    voting: Voting,
+    backup: Backup,
+    commit: Commit,
+    execution: Execution,
+    replies: Replies,
+    checkpoints: Checkpoints,
+    divergences: Divergences,
+    reads: Reads,
+    /// Used by [`entry`], empty between steps; kept for its memory.
+    decisions: Vec<Decision>,
+}
+
+impl Replica {
+    /// A replica at genesis: nothing ordered, view 0 installed, an empty postbox log.
+    #[must_use]
+    pub fn new(config: CoreConfig) -> Self {
+        let tuning = &config.tuning;
+        let bounds = Bounds {
+            checkpoint_slots: tuning.checkpoint_slots,
+            batch_requests_max: tuning.batch_requests_max as u64,
+        };
+        let sessions = SessionTable::new(SessionBounds {
+            window: tuning.session_window,
+            sessions_max: tuning.sessions_max,
+            result_bytes_max: tuning.session_result_bytes_max,
+        });
+        let host = config.host();
+        Self {
+            log: HostLog::genesis(config.shape, host, bounds),
+            now: Tick::default(),
+            slots: SlotLog::default(),
+            stable: Slot(0),
+            sessions,
+            pool: Pool::new(tuning.pending_requests_max),
+            book: SignatureBook::new(host, config.incarnation, config.shape.twin_quorum()),
+            leader: Leader::default(),
+            voting: Voting::default(),
+            backup: Backup::default(),
+            commit: Commit::default(),
+            execution: Execution::default(),
+            replies: Replies::default(),
+            checkpoints: Checkpoints::default(),
+            divergences: Divergences::default(),
+            reads: Reads::default(),
+            decisions: Vec::new(),
+            config,
+        }
+    }
+
+    /// Takes in one input and adds to `out` what must be done about it, in order.
+    ///
+    /// # Errors
+    /// When a peer, a client or a sibling deviated; the input is then dropped, and the node goes on.
+    ///
+    /// # Panics
+    /// When this replica's own invariants or the driver's promises are broken.
+    pub fn step(&mut self, now: Tick, input: Input, out: &mut Effects) -> Result<(), PeerFault> {
+        assert!(now.mono_us >= self.now.mono_us, "monotonic time went back");
+        self.now = now;
+        let result = match input {
+            Input::Request {
+                request,
+                retransmission,
+            } => self.handle_request(request, retransmission, out),
+            Input::Query {
+                query,
+                mac,
+                log_end,
+            } => self.handle_query(query, &mac, log_end, out),
+            Input::Peer { from, message } => self.handle_peer(from, message, out),
+            Input::Entry {
+                position,
+                sender,
+                bytes,
+            } => self.handle_entry(position, sender, &bytes, out),
+            Input::Executed { slot, results } => {
+                self.handle_executed(slot, results, out);
+                Ok(())
+            }
+            Input::Checkpointed { slot, digest } => {
+                self.handle_checkpointed(slot, digest, out);
+                Ok(())
+            }
+            Input::Queried {
+                token,
+                result,
+                version,
+            } => {
+                self.handle_queried(token, result, version, out);
+                Ok(())
+            }
+            Input::Timer => {
+                self.handle_timer(out);
+                Ok(())
+            }
+        };
+        self.advance(out);
+        result
+    }
+
+    /// Does everything that has become possible.
+    fn advance(&mut self, out: &mut Effects) {
+        self.poll_votes(out);
+        self.poll_proposal(out);
+        self.poll_commit();
+        self.poll_execution(out);
+        self.poll_reads(out);
+    }
+
+    fn handle_timer(&mut self, out: &mut Effects) {
+        self.voting_timer(out);
+        self.backup_timer(out);
+        self.order_timer(out);
+    }
+
+    /// When the next [`Input::Timer`] is due, in [`Tick::mono_us`]; it may be in the past.
+    #[must_use]
+    pub fn deadline(&self) -> Option<u64> {
+        [
+            self.voting_deadline(),
+            self.backup_deadline(),
+            self.order_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn handle_peer(
+        &mut self,
+        from: ReplicaId,
+        message: PeerMessage,
+        out: &mut Effects,
+    ) -> Result<(), PeerFault> {
+        if from.host == self.config.host() || !self.config.shape.contains(from) {
+            return Err(PeerFault::NotAPeer { from });
+        }
+        match message {
+            PeerMessage::Order(order) => self.handle_order(from, order, out),
+            PeerMessage::FetchSlots { first, last } => self.handle_fetch(from, first, last, out),
+            PeerMessage::FetchSlotResult { slot, history } => {
+                self.handle_fetch_slot_result(from, slot, history, out);
+                Ok(())
+            }
+            PeerMessage::Certificate(certificate) => {
+                let signed = self.verify(from, &certificate)?;
+                self.handle_statement(from, signed, out)
+            }
+        }
+    }
+
+    /// Accepts a certificate of another host when `q` of its twins' MACs verify here (protocol.md 3).
+    fn verify(
+        &self,
+        from: ReplicaId,
+        certificate: &twinbft_types::Certificate,
+    ) -> Result<Signed, PeerFault> {
+        let signed = &certificate.signed;
+        if signed.host == self.config.host() || signed.host.0 >= self.config.shape.hosts() {
+            return Err(PeerFault::WrongHost {
+                from,
+                host: signed.host,
+            });
+        }
+        if signed.incarnation != self.commit.incarnation(signed.host) {
+            return Err(PeerFault::WrongIncarnation { from });
+        }
+        let needed = self.config.shape.twin_quorum();
+        let valid = self.config.keys.count_valid(self.config.shape, certificate);
+        if valid < needed {
+            return Err(PeerFault::TooFewSignatures {
+                from,
+                valid,
+                needed,
+            });
+        }
+        Ok(signed.clone())
+    }
+
+    fn handle_statement(
+        &mut self,
+        from: ReplicaId,
+        signed: Signed,
+        out: &mut Effects,
+    ) -> Result<(), PeerFault> {
+        let host = signed.host;
+        match signed.statement {
+            Statement::Ack {
+                view,
+                slot,
+                history,
+                beat: _,
+            } => {
+                self.handle_ack(host, view, slot, history);
+                Ok(())
+            }
+            Statement::Checkpoint { slot, digest } => {
+                self.handle_checkpoint(host, slot, digest, out);
+                Ok(())
+            }
+            Statement::SlotResult {
+                slot,
+                history,
+                results,
+            } => {
+                self.handle_slot_result(host, slot, history, results, out);
+                Ok(())
+            }
+            Statement::Order { .. } => Err(unexpected(from, "ORDER without its batch")),
+            Statement::Reply { .. } => Err(unexpected(from, "REPLY")),
+            // Their rules come with view change and recovery (6, 8).
+            Statement::Forward { .. } => Err(unexpected(from, "FORWARD")),
+            Statement::Heartbeat { .. } => Err(unexpected(from, "HEARTBEAT")),
+            Statement::Wish { .. } => Err(unexpected(from, "WISH")),
+            Statement::ViewChange { .. } => Err(unexpected(from, "VIEW-CHANGE")),
+            Statement::NewView { .. } => Err(unexpected(from, "NEW-VIEW")),
+            Statement::Committed { .. } => Err(unexpected(from, "COMMITTED")),
+            Statement::Recovery { .. } => Err(unexpected(from, "RECOVERY")),
+            Statement::RecoveryAnswer { .. } => Err(unexpected(from, "RECOVERY answer")),
+        }
+    }
+
+    /// The log has decided this statement: sign it, once (release rule, protocol.md 3).
+    fn sign_decided(&mut self, statement: Statement, lazy: bool, out: &mut Effects) {
+        if !self.book.decide(&statement) {
+            return;
+        }
+        let authenticator = self
+            .config
+            .keys
+            .sign(self.config.shape, &self.signed(statement.clone()));
+        let entry = twinbft_types::Entry::Sign {
+            statement,
+            authenticator,
+        };
+        out.push(Effect::Post { entry, lazy });
+    }
+
+    fn signed(&self, statement: Statement) -> Signed {
+        Signed {
+            host: self.config.host(),
+            incarnation: self.config.incarnation,
+            statement,
+        }
+    }
+
+    /// The high mark (protocol.md 1).
+    fn high_mark(&self) -> Slot {
+        Slot(self.stable.0 + 2 * self.config.tuning.checkpoint_slots)
+    }
+
+    fn send_to_counterparts(
+        &self,
+        hosts: impl Iterator<Item = HostId>,
+        message: &std::sync::Arc<PeerMessage>,
+        out: &mut Effects,
+    ) {
+        let twin = self.config.twin();
+        for host in hosts.filter(|h| *h != self.config.host()) {
+            out.push(Effect::Send {
+                to: ReplicaId { host, twin },
+                message: message.clone(),
+            });
+        }
+    }
+
+    /// `h_n` of a slot that this twin holds.
+    fn history_of(&self, slot: Slot) -> Option<Digest> {
+        if slot == self.stable {
+            return Some(self.checkpoints.stable_history());
+        }
+        self.slots.history(slot)
+    }
+
+    /// Counts of what is kept, for the bounded-memory oracle (protocol.md 11, invariant 9).
+    #[must_use]
+    pub fn footprint(&self) -> BTreeMap<&'static str, usize> {
+        BTreeMap::from([
+            ("slots", self.slots.len()),
+            ("pool", self.pool.len()),
+            ("sessions", self.sessions.len()),
+            ("waiting_orders", self.backup.waiting_len()),
+            ("replies", self.replies.len()),
+            ("reads", self.reads.len()),
+            ("queue", self.leader.len()),
+        ])
+    }
+}
+
+fn unexpected(from: ReplicaId, statement: &'static str) -> PeerFault {
+    PeerFault::UnexpectedStatement { from, statement }
+}

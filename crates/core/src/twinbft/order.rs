@@ -1,0 +1,180 @@
+//! A slot is decided on the primary host: sign it and send it to the backups (protocol.md 4.4).
+
+use twinbft_types::{Authenticator, Entry, ReplicaId, Slot, Statement, View};
+
+use super::Replica;
+use super::slots::SlotData;
+use crate::fault::PeerFault;
+use crate::hostlog::Candidate;
+use crate::io::{Effect, Effects};
+use crate::record::Record;
+
+/// Most slots in one answer to a fetch.
+pub const FETCH_SLOTS_MAX: u64 = 64;
+/// Most bytes of operations in one answer to a fetch.
+const FETCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+impl Replica {
+    /// 4.4: ORDER is decided; each twin then signs it.
+    pub(super) fn handle_ordered(
+        &mut self,
+        view: View,
+        slot: Slot,
+        candidate: Candidate,
+        out: &mut Effects,
+    ) {
+        self.leader_ordered(slot);
+        let private = self
+            .voting
+            .take(slot)
+            .expect("every candidate has a private side");
+        let primary = (view, self.config.host(), self.config.incarnation);
+        let mut data = SlotData::new(
+            primary,
+            candidate.history,
+            candidate.timestamp_us,
+            candidate.requests,
+            private.bodies,
+            self.now.mono_us,
+        );
+        for signature in private.signatures {
+            data.add_signature(signature);
+        }
+        let me = self.config.twin();
+        let signed_already = data.authenticators.iter().any(|a| a.twin == me);
+        let statement = Statement::Order {
+            view,
+            slot,
+            history: data.history,
+        };
+        let lazy = self.serves_all(&data);
+        if !data.is_complete() {
+            self.voting.note_incomplete(slot, self.now.mono_us);
+        }
+        self.slots.insert(slot, data);
+        if !signed_already {
+            self.sign_order(slot, statement, lazy, out);
+        }
+        self.send_order(slot, out);
+    }
+
+    fn sign_order(&mut self, slot: Slot, statement: Statement, lazy: bool, out: &mut Effects) {
+        let signed = self.signed(statement.clone());
+        let authenticator = self.config.keys.sign(self.config.shape, &signed);
+        let entry = Entry::Sign {
+            statement,
+            authenticator: authenticator.clone(),
+        };
+        out.push(Effect::Persist(Record::Promise(entry.clone())));
+        out.push(Effect::Post { entry, lazy });
+        if let Some(data) = self.slots.get_mut(slot) {
+            data.add_signature(authenticator);
+        }
+    }
+
+    /// Whether the leader serves all twins of the backups with this slot, because it is small: that spares
+    /// them the wait for a second signature; the others step in when no acceptance follows.
+    fn serves_all(&self, data: &SlotData) -> bool {
+        data.bytes() <= self.config.tuning.serve_all_bytes_max
+    }
+
+    /// A sibling's SIGN of an ORDER.
+    pub(super) fn handle_order_signature(
+        &mut self,
+        view: View,
+        slot: Slot,
+        authenticator: &Authenticator,
+        out: &mut Effects,
+    ) {
+        let Some(data) = self.slots.get_mut(slot) else {
+            return;
+        };
+        if data.view == view && data.add_signature(authenticator.clone()) {
+            self.send_order(slot, out);
+        }
+    }
+
+    /// 4.4: whoever holds `q` signatures sends the certificate with the bodies to the backups' twins.
+    fn send_order(&mut self, slot: Slot, out: &mut Effects) {
+        let shape = self.config.shape;
+        let quorum = shape.twin_quorum();
+        let leads = self.is_leader();
+        let Some(data) = self.slots.get(slot) else {
+            return;
+        };
+        let all = self.serves_all(data);
+        // The first certificate only: what comes later is for those who ask.
+        if data.authenticators.len() != quorum || (all && !leads) {
+            return;
+        }
+        let Some(message) = self.slots.get_mut(slot).and_then(|d| d.order(slot, quorum)) else {
+            return;
+        };
+        let me = self.config.me;
+        for to in shape.receivers(me.host) {
+            if all || to.twin == me.twin {
+                out.push(Effect::Send {
+                    to,
+                    message: message.clone(),
+                });
+            }
+        }
+    }
+
+    /// Sends again what is decided and not committed after a while: the first sender may be mute to some.
+    pub(super) fn order_timer(&mut self, out: &mut Effects) {
+        if !self.log.is_primary() {
+            return;
+        }
+        let (now, after) = (self.now.mono_us, self.config.tuning.fetch_after_us);
+        let quorum = self.config.shape.twin_quorum();
+        let first = self.commit.committed().next();
+        let mut messages = Vec::new();
+        for (slot, data) in self.slots.iter_mut_from(first) {
+            if data.since_us + after > now {
+                break;
+            }
+            data.since_us = now;
+            messages.extend(data.order(slot, quorum));
+        }
+        for message in messages {
+            self.send_to_counterparts(self.config.shape.all_hosts(), &message, out);
+        }
+    }
+
+    pub(super) fn order_deadline(&self) -> Option<u64> {
+        if !self.log.is_primary() {
+            return None;
+        }
+        let data = self.slots.get(self.commit.committed().next())?;
+        Some(data.since_us + self.config.tuning.fetch_after_us)
+    }
+
+    /// A peer lacks slots (4.5).
+    pub(super) fn handle_fetch(
+        &mut self,
+        from: ReplicaId,
+        first: Slot,
+        last: Slot,
+        out: &mut Effects,
+    ) -> Result<(), PeerFault> {
+        if last < first || last.0 - first.0 >= FETCH_SLOTS_MAX {
+            return Err(PeerFault::FetchTooLong { from });
+        }
+        let quorum = self.config.shape.twin_quorum();
+        let mut bytes = 0;
+        for slot in (first.0..=last.0).map(Slot) {
+            let Some(data) = self.slots.get_mut(slot) else {
+                continue;
+            };
+            bytes += data.bytes();
+            if bytes > FETCH_BYTES_MAX {
+                break;
+            }
+            if let Some(message) = data.order(slot, quorum) {
+                out.push(Effect::Send { to: from, message });
+            }
+        }
+        Ok(())
+    }
+}

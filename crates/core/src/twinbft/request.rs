@@ -1,0 +1,123 @@
+//! A client's request reaches this twin (protocol.md 4.1).
+
+use twinbft_types::{ClientId, Domain, Entry, ProcessId, Seq, SignedRequest};
+
+use super::Replica;
+use super::pool::Inserted;
+use crate::fault::PeerFault;
+use crate::io::{Effect, Effects, Refusal};
+use crate::session::Standing;
+
+impl Replica {
+    pub(super) fn handle_request(
+        &mut self,
+        request: SignedRequest,
+        retransmission: bool,
+        out: &mut Effects,
+    ) -> Result<(), PeerFault> {
+        let (client, seq) = (request.request.client, request.request.seq);
+        let refuse = |out: &mut Effects, reason| {
+            out.push(Effect::Refuse {
+                client,
+                seq,
+                reason,
+            });
+        };
+        let digest = match self.authenticate(&request) {
+            Ok(digest) => digest,
+            Err(fault) => {
+                match fault {
+                    PeerFault::UnknownClient { .. } => refuse(out, Refusal::UnknownClient),
+                    PeerFault::RequestTooLarge { .. } => refuse(out, Refusal::TooLarge),
+                    _ => refuse(out, Refusal::BadMac),
+                }
+                return Err(fault);
+            }
+        };
+        match self.sessions.standing(client, seq) {
+            Standing::Executed => {
+                if retransmission {
+                    self.answer_again(client, seq, out);
+                }
+                return Ok(());
+            }
+            Standing::Expired => {
+                refuse(out, Refusal::SessionExpired);
+                return Err(PeerFault::SessionExpired { key: client.key });
+            }
+            // A correct client may be ahead of a twin that lags, by one window at most.
+            Standing::Early if self.is_far_ahead(client, seq) => {
+                refuse(out, Refusal::OutsideWindow);
+                return Err(PeerFault::OutsideWindow { key: client.key });
+            }
+            Standing::Early | Standing::Open => {}
+        }
+        if !self.log.is_primary() {
+            // 6: what a backup does with a retransmission comes with view change.
+            return Ok(());
+        }
+        let reference = twinbft_types::RequestRef {
+            client,
+            seq,
+            digest,
+        };
+        let full_request = request.request.clone();
+        match self.pool.insert(digest, request) {
+            Inserted::New => {}
+            Inserted::Known => return Ok(()),
+            Inserted::Conflict => {
+                return Err(PeerFault::ConflictingRequest { key: client.key });
+            }
+            Inserted::Full => {
+                refuse(out, Refusal::Busy);
+                return Err(PeerFault::Busy);
+            }
+        }
+        self.fill_body(digest, &full_request);
+        // 4.3: after a NACK, HAVEs of q twins stand for this client's MACs.
+        if self.log.is_nacked(client) {
+            out.post(Entry::Have { request: reference });
+        }
+        if self.is_leader() {
+            self.leader.enqueue(client, seq);
+        }
+        Ok(())
+    }
+
+    /// Checks size, key and MAC; answers with the request's digest.
+    pub(super) fn authenticate(
+        &mut self,
+        signed: &SignedRequest,
+    ) -> Result<twinbft_types::Digest, PeerFault> {
+        let key = signed.request.client.key;
+        let limit = self.config.tuning.request_bytes_max;
+        let bytes = signed.request.operation.len();
+        if bytes > limit {
+            return Err(PeerFault::RequestTooLarge { key, bytes, limit });
+        }
+        if !self.config.keys.knows(ProcessId::Client(key)) {
+            return Err(PeerFault::UnknownClient { key });
+        }
+        let digest = signed.request.digest();
+        let own = usize::from(self.config.twin().0);
+        let shape = self.config.shape;
+        let authentic = signed.host == self.config.host()
+            && signed.macs.len() == usize::from(shape.twins())
+            && self.config.keys.verify(
+                ProcessId::Client(key),
+                Domain::Request,
+                digest,
+                &signed.macs[own],
+            );
+        if authentic {
+            Ok(digest)
+        } else {
+            Err(PeerFault::BadClientMac { key })
+        }
+    }
+
+    fn is_far_ahead(&self, client: ClientId, seq: Seq) -> bool {
+        let window = self.config.tuning.session_window;
+        seq.0 > window && self.sessions.standing(client, Seq(seq.0 - window)) == Standing::Early
+    }
+}

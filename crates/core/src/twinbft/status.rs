@@ -1,0 +1,110 @@
+//! What an operator sees of a replica.
+
+use twinbft_types::{ReplicaId, Slot, View};
+
+use super::Replica;
+
+/// What this replica is in its view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Orders.
+    Leader,
+    /// Votes beside the leader.
+    Follower,
+    /// Accepts.
+    Backup,
+}
+
+impl Role {
+    /// The name that operators see.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+            Self::Backup => "backup",
+        }
+    }
+}
+
+/// A snapshot of a replica's state.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Who.
+    pub replica: ReplicaId,
+    /// What it does in its view.
+    pub role: Role,
+    /// `running`, `leaving-view` (fenced, no new view yet) or `behind` (needs a state transfer).
+    pub state: &'static str,
+    /// The largest installed or fenced-to view.
+    pub view: View,
+    /// The last slot that its host has accepted; on the primary host, decided.
+    pub accepted: Slot,
+    /// The last slot that it knows to be committed.
+    pub committed: Slot,
+    /// The last executed slot.
+    pub executed: Slot,
+    /// The last stable checkpoint.
+    pub stable: Slot,
+    /// Results that `q` twins of its host agreed on.
+    pub cross_checked: u64,
+    /// Times that twins of its host disagreed.
+    pub diverged: u64,
+    /// Requests that wait for a slot here.
+    pub pending: usize,
+}
+
+impl Replica {
+    /// A snapshot for operators and drivers.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let shape = self.config.shape;
+        let view = self.log.current_view();
+        let me = self.config.me;
+        let role = if shape.leader(view) == me {
+            Role::Leader
+        } else if shape.primary(view) == me.host {
+            Role::Follower
+        } else {
+            Role::Backup
+        };
+        let state = if self.log.live_view().is_none() {
+            "leaving-view"
+        } else if self.behind().is_some() {
+            "behind"
+        } else {
+            "running"
+        };
+        Status {
+            replica: me,
+            role,
+            state,
+            view,
+            accepted: self.log.accepted().0,
+            committed: self.commit.committed(),
+            executed: self.execution.executed(),
+            stable: self.stable,
+            cross_checked: self.replies.cross_checked(),
+            diverged: self.divergences.total(),
+            pending: self.pool.len(),
+        }
+    }
+
+    /// The view that a client should know: a hint for whom to ask.
+    #[must_use]
+    pub fn view_hint(&self) -> View {
+        self.log.current_view()
+    }
+
+    /// The host's automaton, for oracles and audits.
+    #[must_use]
+    pub const fn host_log(&self) -> &crate::hostlog::HostLog {
+        &self.log
+    }
+
+    /// `h_n` of a slot that this replica still holds.
+    #[must_use]
+    pub fn history_at(&self, slot: Slot) -> Option<twinbft_types::Digest> {
+        self.history_of(slot)
+    }
+}
