@@ -1,0 +1,187 @@
+//! The file as `twinbft init` writes it, with an explanation above everything that an operator may edit.
+
+use std::fmt::Write as _;
+
+use crate::model::{Admin, Client, ClusterConfig, Host};
+use crate::numbers::{self, Number};
+
+const HEAD: &str = "\
+# A TwinBFT cluster. Every process of it reads this file; copies on several machines must be equal in
+# [cluster], [protocol], [service] and the keys. `twinbft check FILE` finds all mistakes at once.
+# What is left out has the default that is shown here.
+";
+
+impl ClusterConfig {
+    /// The whole file with comments. [`ClusterConfig::parse`] gives the same model again.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let mut file = File(String::from(HEAD));
+        file.section("cluster", "");
+        file.comment("Part of every key and TLS name; never the same for two clusters.");
+        file.value("id", &quoted(&self.cluster.id));
+        file.comment("Grows by one whenever keys in this file are changed.");
+        file.value("key_epoch", &self.cluster.key_epoch);
+
+        file.section(
+            "protocol",
+            "The same on all replicas; a change needs a restart of all of them.",
+        );
+        file.comment("\"committed\": nothing that was executed is ever undone.");
+        file.comment(
+            "\"tentative\": one step less with five hosts and more, but a view change may undo.",
+        );
+        file.value("execution", &quoted(self.protocol.execution.name()));
+        file.numbers(numbers::PROTOCOL, &self.protocol);
+
+        file.section("storage", "What a replica has promised outlives");
+        file.comment(
+            "\"memory\": its process. \"group\": the machine, many promises to one flush.",
+        );
+        file.comment("\"sync\": the machine, each promise flushed at once.");
+        file.value("durability", &quoted(self.storage.durability.name()));
+        file.numbers(numbers::STORAGE, &self.storage);
+
+        self.write_service(&mut file);
+
+        file.section(
+            "postbox",
+            "The trusted log of each host, which its broker keeps.",
+        );
+        file.numbers(numbers::POSTBOX, &self.postbox);
+
+        file.section(
+            "tls",
+            "Certificates are signed by this authority; the path is relative to this file.",
+        );
+        file.value("ca", &quoted(&self.tls.ca.to_string_lossy()));
+
+        for host in &self.hosts {
+            file.host(host);
+        }
+        for client in &self.clients {
+            file.client(client);
+        }
+        for admin in &self.admins {
+            file.admin(admin);
+        }
+        file.0
+    }
+
+    fn write_service(&self, file: &mut File) {
+        file.section(
+            "service",
+            "What the cluster replicates: \"kv\", a key-value store, or",
+        );
+        file.comment("\"null\", which does nothing and measures everything else.");
+        file.value("name", &quoted(&self.service.name));
+        if self.service.name == "kv" || self.service.kv != crate::KvOptions::default() {
+            file.section("service.kv", "");
+            file.numbers(numbers::KV, &self.service.kv);
+            file.numbers(numbers::KV_LOCAL, &self.service.kv);
+        }
+        if self.service.name == "null" || self.service.null != crate::NullOptions::default() {
+            file.section("service.null", "");
+            file.numbers(numbers::NULL, &self.service.null);
+        }
+    }
+}
+
+struct File(String);
+
+impl File {
+    fn line(&mut self, line: &str) {
+        self.0.push_str(line);
+        self.0.push('\n');
+    }
+
+    fn comment(&mut self, comment: &str) {
+        self.line(&format!("# {comment}"));
+    }
+
+    fn section(&mut self, name: &str, comment: &str) {
+        self.line(&format!("\n[{name}]"));
+        if !comment.is_empty() {
+            self.comment(comment);
+        }
+    }
+
+    fn value(&mut self, name: &str, value: &dyn std::fmt::Display) {
+        self.line(&format!("{name} = {value}"));
+    }
+
+    fn numbers<T>(&mut self, numbers: &[Number<T>], table: &T) {
+        for number in numbers {
+            self.comment(number.explain);
+            self.value(number.name, &grouped((number.read)(table)));
+        }
+    }
+
+    fn host(&mut self, host: &Host) {
+        self.line("\n[[host]]");
+        self.value("id", &host.id);
+        self.value("name", &quoted(&host.name));
+        if host.cpu.is_empty() {
+            self.comment("cpu = [0, 1]   # pins this host's processes under `twinbft up`");
+        } else {
+            let cpus: Vec<String> = host.cpu.iter().map(ToString::to_string).collect();
+            self.value("cpu", &format!("[{}]", cpus.join(", ")));
+        }
+        for twin in &host.twins {
+            self.line("\n[[host.twin]]");
+            self.value("id", &twin.id);
+            self.value("listen", &quoted(&twin.listen.to_string()));
+            self.value("public_key", &quoted(&twin.public_key));
+            if let Some(uid) = twin.uid {
+                self.comment("The user that the broker lets in on this twin's socket.");
+                self.value("uid", &uid);
+            }
+        }
+    }
+
+    fn client(&mut self, client: &Client) {
+        self.line("\n[[client]]");
+        self.comment("May send requests.");
+        self.value("id", &client.id);
+        self.value("name", &quoted(&client.name));
+        self.value("public_key", &quoted(&client.public_key));
+    }
+
+    fn admin(&mut self, admin: &Admin) {
+        self.line("\n[[admin]]");
+        self.comment("May ask for the state of the cluster.");
+        self.value("id", &admin.id);
+        self.value("name", &quoted(&admin.name));
+        self.value("public_key", &quoted(&admin.public_key));
+    }
+}
+
+/// `1048576` as `1_048_576`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push('_');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A TOML string.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            c if c.is_control() => {
+                write!(quoted, "\\u{:04X}", u32::from(c))
+                    .expect("writing to a string does not fail");
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
