@@ -13,7 +13,6 @@ use twinbft_types::kv::operation::Kind;
 use twinbft_types::kv::{self, Get, Put};
 use twinbft_types::{ClientId, Digest, Seq, Slot};
 
-const KEYS: u64 = 100_000;
 const VALUE_BYTES: usize = 128;
 const BATCH: u64 = 64;
 const DIRTY: u64 = 16_384;
@@ -85,6 +84,13 @@ impl Bench {
     }
 }
 
+/// The memory of this process, operations of the bench included.
+fn resident() -> String {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS"));
+    line.unwrap_or("VmRSS unknown").replace('\t', " ")
+}
+
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     times[times.len() / 2]
@@ -96,27 +102,27 @@ fn per_second(operations: u64, time: Duration) -> f64 {
     operations / time.as_secs_f64()
 }
 
-fn measure(durability: Durability) {
+fn measure(durability: Durability, keys: u64) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let app = Kv::open(directory.path(), durability, KvOptions::default()).expect("opens");
     let mut bench = Bench { app, slot: 0 };
-    println!("durability {durability:?}, cache 4 MiB, {KEYS} keys, values of {VALUE_BYTES} B");
+    println!("durability {durability:?}, cache 4 MiB, {keys} keys, values of {VALUE_BYTES} B");
 
-    let load: Vec<Bytes> = (0..KEYS).map(|i| put(i, 0)).collect();
     let (mut loading, mut writing) = (Duration::ZERO, Duration::ZERO);
-    for part in load.chunks(usize::try_from(DIRTY).expect("small")) {
-        loading += bench.run(part);
+    for first in (0..keys).step_by(usize::try_from(DIRTY).expect("small")) {
+        let last = keys.min(first + DIRTY);
+        loading += bench.run(&(first..last).map(|i| put(i, 0)).collect::<Vec<_>>());
         writing += bench.checkpoint().1;
     }
     println!(
         "  load: execute {:.0} puts/s, with a checkpoint each {DIRTY} keys {:.0} puts/s",
-        per_second(KEYS, loading),
-        per_second(KEYS, loading + writing)
+        per_second(keys, loading),
+        per_second(keys, loading + writing)
     );
 
     let mut rounds: [Vec<Duration>; 6] = Default::default();
     for round in 1..=ROUNDS {
-        let some = |i: u64| (i * 6 + round) % KEYS;
+        let some = |i: u64| (i * (keys / DIRTY) + round) % keys;
         let puts: Vec<Bytes> = (0..DIRTY).map(|i| put(some(i), round)).collect();
         rounds[0].push(bench.run(&puts));
         let (begun, done) = bench.checkpoint();
@@ -132,6 +138,7 @@ fn measure(durability: Durability) {
         bench.run(&[put(round, round)]);
         rounds[5].push(bench.checkpoint().1);
     }
+    let file = fs::metadata(directory.path().join("kv.redb")).map_or(0, |file| file.len());
     let [puts, begun, done, full, gets, single] = rounds.map(median);
     println!("  medians of {ROUNDS} rounds, operations in batches of {BATCH}:");
     println!(
@@ -145,7 +152,8 @@ fn measure(durability: Durability) {
     println!("  checkpoint, {DIRTY} dirty keys         {done:>10.1?}");
     println!("    of that in the executing thread    {begun:>10.1?}");
     println!("  checkpoint, 1 dirty key              {single:>10.1?}");
-    println!("  baseline: digest by a full pass      {full:>10.1?}");
+    println!("  baseline: digest by a full pass      {full:>10.1?} without writing anything");
+    println!("  file {} MiB, {}", file >> 20, resident());
 }
 
 fn main() {
@@ -159,7 +167,8 @@ fn main() {
             fs::read_to_string(file).unwrap_or_default().trim()
         );
     }
-    for durability in [Durability::Memory, Durability::Sync] {
-        measure(durability);
-    }
+    println!("idle: {}", resident());
+    measure(Durability::Memory, 100_000);
+    measure(Durability::Sync, 100_000);
+    measure(Durability::Memory, 1_000_000);
 }

@@ -107,9 +107,10 @@ pub trait Application: Send {
     ///
     /// Clients match `(result, version)` among hosts that may stand at different slots (protocol.md 7). That is
     /// linearizable only if the version keeps this promise: *when a read gives the same result and version in the
-    /// states after slots `a < b`, then it gives that same result in every state between them.* The slot of the
-    /// last write to anything that was read keeps it, so does any number at or above that slot which later writes
-    /// can only raise, and so does, for any read, the last executed slot.
+    /// states after slots `a < b`, then it gives that same result in every state between them.* Then it does not
+    /// matter which of the two slots a host stood at. The slot of the last write to anything that was read keeps
+    /// the promise; so does a number that every such write raises to its own slot, whatever else raises it; so
+    /// does, for any read, the last executed slot.
     ///
     /// # Errors
     /// When the store fails; the node must stop.
