@@ -1,1 +1,11 @@
-//! The client library: a sans-IO session and its tonic driver.
+//! The client side of TwinBFT: what a program needs that uses a replicated service, and nothing of a replica.
+//!
+//! [`session`] is the protocol of one client session (protocol.md 4.1, 4.8, 4.9 and 7) without clock, socket or
+//! thread: the same code runs behind the network driver and in the simulator.
+//!
+//! A result is handed out only when `Q` hosts have certified it, each with the MACs of `q` of its twins. This crate
+//! never trusts a single replica or a single host, never reports an operation as done that it has not seen
+//! certified, and never repeats an operation under a new number on its own.
+#![forbid(unsafe_code)]
+
+pub mod session;
