@@ -24,6 +24,8 @@ mod write;
 #[cfg(test)]
 mod mistake_tests;
 #[cfg(test)]
+mod rules_tests;
+#[cfg(test)]
 mod tests;
 
 pub use layout::Layout;

@@ -29,6 +29,8 @@ impl fmt::Display for Mistake {
                 write!(f, " = {}", self.value)?;
             }
             write!(f, ": ")?;
+        } else if !self.value.is_empty() {
+            write!(f, "`{}`: ", self.value)?;
         }
         write!(f, "{}; {}", self.problem, self.remedy)
     }
@@ -68,14 +70,25 @@ fn list(path: &std::path::Path, mistakes: &[Mistake]) -> String {
 /// Line and column, both from 1, of a byte offset; an offset past the end or within a character counts as the
 /// place before it.
 pub(crate) fn place(text: &str, offset: usize) -> (usize, usize) {
+    let offset = boundary(text, offset);
+    let line = text[..offset].bytes().filter(|byte| *byte == b'\n').count() + 1;
+    let start = line_start(text, offset);
+    (line, text[start..offset].chars().count() + 1)
+}
+
+/// The offset at which the line of `offset` begins.
+pub(crate) fn line_start(text: &str, offset: usize) -> usize {
+    text[..boundary(text, offset)]
+        .rfind('\n')
+        .map_or(0, |at| at + 1)
+}
+
+fn boundary(text: &str, offset: usize) -> usize {
     let mut offset = offset.min(text.len());
     while !text.is_char_boundary(offset) {
         offset -= 1;
     }
-    let before = &text[..offset];
-    let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
-    let start = before.rfind('\n').map_or(0, |at| at + 1);
-    (line, before[start..].chars().count() + 1)
+    offset
 }
 
 /// The first line of what stands at `span`, at most 60 characters.

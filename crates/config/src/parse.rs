@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use toml::de::DeTable;
 
 use crate::members::{read_hosts, read_people};
-use crate::mistake::{ConfigError, Mistake, closest};
+use crate::mistake::{ConfigError, Mistake, closest, line_start, place};
 use crate::model::{
     Admin, Client, Cluster, ClusterConfig, Durability, Execution, KvOptions, NullOptions, Postbox,
     Protocol, Service, Storage, Tls,
@@ -69,32 +69,48 @@ impl ClusterConfig {
     }
 }
 
-/// Syntax errors first among equals: what the parser left out or made up on their lines is no second mistake.
+/// Adds what the TOML parser found to what was found in the rest.
+///
+/// What it left out or made up on a broken line is no second mistake; and when a list is never closed, tables that
+/// follow were read as parts of it, so nothing is said about them.
 fn with_syntax_errors(
     text: &str,
     errors: &[toml::de::Error],
     mistakes: Vec<Mistake>,
 ) -> Vec<Mistake> {
-    let mut all: Vec<Mistake> = Vec::new();
+    let unclosed = errors
+        .iter()
+        .any(|error| error.message().starts_with("unclosed"));
+    let swallowed = |error: &&toml::de::Error| unclosed && error.message().contains("array");
+    let end = errors
+        .iter()
+        .find(swallowed)
+        .and_then(toml::de::Error::span);
+    let end_line = end.map_or(usize::MAX, |span| place(text, span.start).0);
+
+    let mut reader = Reader::new(text);
     for error in errors {
-        let mut at = Reader::new(text);
         let span = error.span().unwrap_or(text.len()..text.len());
+        let line = text[line_start(text, span.start)..]
+            .lines()
+            .next()
+            .unwrap_or_default();
         let problem = format!("not valid TOML: {}", error.message().replace('\n', ", "));
-        at.mistake(
-            &span,
-            "",
-            problem,
-            "correct the line; strings need quotes, tables brackets",
-        );
-        all.extend(at.into_mistakes());
+        let remedy = if place(text, span.start).0 == end_line {
+            "end the list above this line with \"]\""
+        } else {
+            "correct the line: key = value, with strings in double quotes"
+        };
+        reader.text_mistake(span.start, line, problem, remedy);
     }
-    all.dedup_by_key(|mistake| (mistake.line, mistake.problem.clone()));
+    let mut all = reader.into_mistakes();
+    all.dedup_by_key(|mistake| mistake.line);
     let broken: Vec<usize> = all.iter().map(|mistake| mistake.line).collect();
+    let rest = mistakes.into_iter();
     all.extend(
-        mistakes
-            .into_iter()
-            .filter(|mistake| !mistake.value.is_empty() && !broken.contains(&mistake.line)),
+        rest.filter(|rest| !unclosed && !rest.value.is_empty() && !broken.contains(&rest.line)),
     );
+    all.retain(|mistake| mistake.line <= end_line);
     all.sort_by_key(|mistake| (mistake.line, mistake.column));
     all
 }

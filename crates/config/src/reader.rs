@@ -89,6 +89,12 @@ impl<'t> Reader<'t> {
         );
     }
 
+    /// Notes a mistake that belongs to no key.
+    pub(crate) fn text_mistake(&mut self, at: usize, line: &str, problem: String, remedy: &str) {
+        let value = excerpt(line, 0..line.len());
+        self.push(at, String::new(), value, problem, remedy.to_owned());
+    }
+
     fn push(&mut self, at: usize, path: String, value: String, problem: String, remedy: String) {
         let (line, column) = place(self.text, at);
         self.found.push((
@@ -121,7 +127,7 @@ impl<'t> Reader<'t> {
         section: &Section<'_, '_>,
         known: &(impl Iterator<Item = &'k str> + Clone),
     ) {
-        for key in section.table.keys() {
+        for (key, value) in section.table {
             let word: &str = key.get_ref();
             if known.clone().any(|name| name == word) {
                 continue;
@@ -133,7 +139,9 @@ impl<'t> Reader<'t> {
                     known.clone().collect::<Vec<_>>().join(", ")
                 ),
             };
-            self.mistake(&key.span(), section.key(word), "unknown key", remedy);
+            let value = excerpt(self.text, value.span());
+            let problem = "unknown key".to_owned();
+            self.push(key.span().start, section.key(word), value, problem, remedy);
         }
     }
 

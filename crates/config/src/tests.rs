@@ -109,7 +109,7 @@ fn order_comments_names_and_places_do_not_change_what_is_agreed() {
     same.clients.clear();
     assert_eq!(same.agreed_bytes(), agreed);
 
-    let mut others = vec![config.clone(); 6];
+    let mut others = vec![config; 6];
     others[0].cluster.id.push('x');
     others[1].cluster.key_epoch = 1;
     others[2].protocol.execution = Execution::Tentative;
