@@ -365,6 +365,12 @@ impl Session {
         self.config.window - (self.next.0 - self.base.0)
     }
 
+    /// Why the session takes nothing more, when the replicas have refused it for good.
+    #[must_use]
+    pub const fn closed(&self) -> Option<RefusalReason> {
+        self.closed
+    }
+
     /// Who this session is.
     #[must_use]
     pub const fn client(&self) -> twinbft_types::ClientId {
