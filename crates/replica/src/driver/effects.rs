@@ -1,0 +1,63 @@
+//! Carrying out what the core decided, in its order.
+
+use twinbft_core::{Effect, Event};
+
+use super::{Driver, ToClient};
+use crate::service::Job;
+
+impl Driver {
+    /// Carries one effect out, or puts it where the end of the round finds it.
+    ///
+    /// # Errors
+    /// A failed effect stops the node.
+    pub(super) fn carry_out(&mut self, effect: Effect) -> anyhow::Result<()> {
+        match effect {
+            Effect::Persist(record) => {
+                self.persisted = self.storage.append(&record)?;
+            }
+            Effect::Post { entry, lazy } => {
+                self.posts
+                    .push(&entry, lazy, self.persisted, self.now.mono_us);
+            }
+            Effect::Send { to, message } => self.outbound.peers.push((to, message)),
+            Effect::Execute(batch) => self.submit(Job::Execute(batch))?,
+            Effect::Checkpoint { slot } => self.submit(Job::Checkpoint(slot))?,
+            Effect::Query { token, operation } => self.submit(Job::Query { token, operation })?,
+            Effect::Reply(reply) => self.outbound.clients.push(ToClient::Reply(reply)),
+            Effect::Answer {
+                answer,
+                result,
+                mac,
+            } => self.outbound.clients.push(ToClient::Answer {
+                answer,
+                result,
+                mac,
+            }),
+            Effect::Refuse {
+                client,
+                seq,
+                reason,
+            } => self.outbound.clients.push(ToClient::Refuse {
+                client,
+                seq,
+                reason,
+            }),
+            Effect::RefuseQuery {
+                client,
+                nonce,
+                reason,
+            } => self.outbound.clients.push(ToClient::RefuseQuery {
+                client,
+                nonce,
+                reason,
+            }),
+            Effect::Trim { position, state } => self.link.trim(position.0, &state)?,
+            Effect::Evidence(event) => self.record_event(&event),
+        }
+        Ok(())
+    }
+
+    fn record_event(&mut self, event: &Event) {
+        self.events.record(self.me, event, self.now.wall_us);
+    }
+}

@@ -1,0 +1,164 @@
+//! What other threads have for the core's thread. Nothing in it costs a system call unless that thread sleeps.
+
+use crossbeam_queue::ArrayQueue;
+use tokio::sync::oneshot;
+use twinbft_core::Input;
+use twinbft_postbox::Waker;
+use twinbft_types::{Mac, Query, ReplicaId, SignedRequest, wire::PeerMessage};
+
+use crate::queues::Lane;
+use crate::status::CoreReport;
+
+/// Most messages of peers that wait for the core; a full queue holds up the peers' streams.
+pub const PEER_INPUTS_MAX: usize = 4096;
+/// Most bytes of them.
+pub const PEER_INPUT_BYTES_MAX: usize = 16 << 20;
+/// Most messages of clients that wait for the core; a full queue holds up the clients' streams.
+pub const CLIENT_INPUTS_MAX: usize = 4096;
+/// Most bytes of them.
+pub const CLIENT_INPUT_BYTES_MAX: usize = 16 << 20;
+/// Most questions of operators that wait; one more is told to come back.
+pub const CONTROLS_MAX: usize = 64;
+
+/// What a client sent.
+#[derive(Debug)]
+pub enum ClientInput {
+    /// A request.
+    Request {
+        /// The request.
+        request: SignedRequest,
+        /// Whether the client says that it sent it before.
+        retransmission: bool,
+    },
+    /// A fast read.
+    Query {
+        /// The read.
+        query: Query,
+        /// The client's MAC for this twin.
+        mac: Mac,
+    },
+}
+
+/// What the rest of the process wants from the core's thread.
+#[derive(Debug)]
+pub enum Control {
+    /// A snapshot for operators.
+    Report(oneshot::Sender<CoreReport>),
+    /// Finish what is begun and end.
+    Stop,
+    /// Behave like this from now on.
+    #[cfg(feature = "byzantine-doubles")]
+    Double(crate::byzantine::Double),
+}
+
+/// The way into the core's thread.
+pub struct Inbox {
+    /// From other hosts' replicas.
+    pub peers: Lane<(ReplicaId, PeerMessage)>,
+    /// From clients.
+    pub clients: Lane<ClientInput>,
+    /// Answers of the service. Invariant: bounded by what the core has asked; see `service`.
+    pub answers: ArrayQueue<crate::service::Answer>,
+    controls: ArrayQueue<Control>,
+    waker: Waker,
+}
+
+impl Inbox {
+    /// `waker` wakes the core's thread.
+    #[must_use]
+    pub fn new(waker: Waker) -> Self {
+        Self {
+            peers: Lane::new(PEER_INPUTS_MAX, PEER_INPUT_BYTES_MAX),
+            clients: Lane::new(CLIENT_INPUTS_MAX, CLIENT_INPUT_BYTES_MAX),
+            answers: ArrayQueue::new(crate::service::ANSWERS_MAX),
+            controls: ArrayQueue::new(CONTROLS_MAX),
+            waker,
+        }
+    }
+
+    /// Tells the core's thread that there is something for it.
+    pub fn wake(&self) {
+        self.waker.wake();
+    }
+
+    /// Wakes the core's thread; for whoever waits beside it.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    /// Asks the core's thread for something.
+    ///
+    /// # Errors
+    /// The question, when too many wait.
+    pub fn control(&self, control: Control) -> Result<(), Control> {
+        self.controls.push(control)?;
+        self.wake();
+        Ok(())
+    }
+
+    /// The next question.
+    pub(super) fn poll_control(&self) -> Option<Control> {
+        self.controls.pop()
+    }
+
+    /// Whether anything waits.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        !(self.peers.is_empty()
+            && self.clients.is_empty()
+            && self.answers.is_empty()
+            && self.controls.is_empty())
+    }
+}
+
+/// About how many bytes a message holds in a queue.
+#[must_use]
+pub fn peer_message_bytes(message: &PeerMessage) -> usize {
+    const FIXED: usize = 512;
+    match message {
+        PeerMessage::Order(order) => {
+            FIXED
+                + order
+                    .bodies
+                    .iter()
+                    .map(|body| 64 + body.operation.len())
+                    .sum::<usize>()
+        }
+        PeerMessage::Certificate(_)
+        | PeerMessage::FetchSlots { .. }
+        | PeerMessage::FetchSlotResult { .. } => FIXED,
+    }
+}
+
+impl ClientInput {
+    /// About how many bytes it holds in a queue.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        const FIXED: usize = 256;
+        match self {
+            Self::Request { request, .. } => FIXED + request.request.operation.len(),
+            Self::Query { query, .. } => FIXED + query.operation.len(),
+        }
+    }
+
+    /// As the core takes it. `log_end` is the true end of the log now: a fast read may take it at any time between
+    /// its arrival and its answer.
+    #[must_use]
+    pub fn into_input(self, log_end: u64) -> Input {
+        match self {
+            Self::Request {
+                request,
+                retransmission,
+            } => Input::Request {
+                request,
+                retransmission,
+            },
+            Self::Query { query, mac } => Input::Query {
+                query,
+                mac,
+                log_end: twinbft_types::Position(log_end),
+            },
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! The core's thread: takes in what came, steps the core, carries out what it decided, sleeps.
+//!
+//! One round takes a bounded number of inputs from each source. All posts of a round share one flush, all records one
+//! write, and all messages one wake of the network's thread.
+
+mod effects;
+mod inbox;
+mod outbound;
+mod postbox;
+mod posts;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use twinbft_core::{Effects, Input, Replica, Tick};
+use twinbft_postbox::Wake;
+use twinbft_types::{Position, ReplicaId, TwinId};
+
+pub use inbox::{
+    CLIENT_INPUT_BYTES_MAX, CLIENT_INPUTS_MAX, CONTROLS_MAX, ClientInput, Control, Inbox,
+    PEER_INPUT_BYTES_MAX, PEER_INPUTS_MAX, peer_message_bytes,
+};
+pub use outbound::{Egress, Outbound, ROUNDS_MAX, ToClient};
+pub use postbox::{Link, LinkOptions};
+pub use posts::{AppendLog, POST_BYTES_MAX, POST_BYTES_SOFT_MAX, PostError, Posts, Released};
+
+use crate::progress::{Progress, State};
+use crate::service::{Job, Service};
+use crate::status::{CoreReport, DriverReport, Events, Faults, PostboxReport};
+use crate::storage::{Lsn, Storage};
+
+/// Log entries of one round. Entries go first: they are what other inputs are about.
+const ENTRIES_PER_ROUND: usize = 256;
+/// Messages of peers of one round.
+const PEERS_PER_ROUND: usize = 128;
+/// Messages of clients of one round.
+const CLIENTS_PER_ROUND: usize = 128;
+/// A thread that has nothing to do wakes up this often all the same, so that the watchdog sees it alive.
+const IDLE_MAX: Duration = Duration::from_secs(1);
+
+/// Everything that the core's thread owns.
+pub struct Driver {
+    me: ReplicaId,
+    core: Replica,
+    link: Link,
+    inbox: Arc<Inbox>,
+    egress: Arc<Egress>,
+    storage: Storage,
+    service: Service,
+    progress: Arc<Progress>,
+    #[cfg(feature = "byzantine-doubles")]
+    doubles: crate::byzantine::Doubles,
+    started: Instant,
+    now: Tick,
+    /// The last record that was appended to the write-ahead log.
+    persisted: Lsn,
+    posts: Posts,
+    outbound: Outbound,
+    /// Answers that are there already, to be stepped before anything else.
+    ready: VecDeque<Input>,
+    /// Used within a step, kept for its memory.
+    effects: Effects,
+    faults: Faults,
+    events: Events,
+    report: DriverReport,
+    /// The log is read into this.
+    payload: Vec<u8>,
+    stopping: bool,
+}
+
+/// What a driver is made of.
+pub struct Parts {
+    /// Who this is.
+    pub me: ReplicaId,
+    /// At genesis.
+    pub core: Replica,
+    /// Connected.
+    pub link: Link,
+    /// The way in.
+    pub inbox: Arc<Inbox>,
+    /// The way out.
+    pub egress: Arc<Egress>,
+    /// Opened.
+    pub storage: Storage,
+    /// Started.
+    pub service: Service,
+    /// What other threads see of this one.
+    pub progress: Arc<Progress>,
+    /// For the doubles' signatures.
+    #[cfg(feature = "byzantine-doubles")]
+    pub doubles: crate::byzantine::Doubles,
+    /// When the process started: the zero of monotonic time.
+    pub started: Instant,
+}
+
+impl Driver {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            me: parts.me,
+            core: parts.core,
+            link: parts.link,
+            inbox: parts.inbox,
+            egress: parts.egress,
+            storage: parts.storage,
+            service: parts.service,
+            progress: parts.progress,
+            #[cfg(feature = "byzantine-doubles")]
+            doubles: parts.doubles,
+            started: parts.started,
+            now: Tick::default(),
+            persisted: 0,
+            posts: Posts::default(),
+            outbound: Outbound::default(),
+            ready: VecDeque::new(),
+            effects: Effects::default(),
+            faults: Faults::default(),
+            events: Events::default(),
+            report: DriverReport::default(),
+            payload: Vec::new(),
+            stopping: false,
+        }
+    }
+
+    /// Runs until it is told to stop.
+    ///
+    /// # Errors
+    /// When the node cannot go on: the disk, the service or the postbox's log failed.
+    pub fn run(mut self) -> anyhow::Result<()> {
+        while !self.stopping {
+            let busy = self.round()?;
+            self.progress.beat();
+            if busy {
+                continue;
+            }
+            if !self.progress.is_caught_up() {
+                self.progress.set_caught_up();
+            }
+            self.wait()?;
+        }
+        self.finish()
+    }
+
+    /// The last posts and records go out before the thread ends.
+    fn finish(mut self) -> anyhow::Result<()> {
+        self.storage.flush()?;
+        self.release_posts()?;
+        self.hand_outbound_over();
+        self.storage.close()?;
+        Ok(())
+    }
+
+    /// One round. Answers whether there may be more to do at once.
+    ///
+    /// # Errors
+    /// When the node cannot go on.
+    pub fn round(&mut self) -> anyhow::Result<bool> {
+        self.report.rounds += 1;
+        self.tick();
+        let mut busy = self.take_entries()?;
+        while let Some(answer) = self.inbox.answers.pop() {
+            self.service.handle_answer(answer, &mut self.ready)?;
+            self.step_ready()?;
+        }
+        // What is posted must find room; until it does, nothing new is taken from outside.
+        if !self.posts.is_crowded() {
+            busy |= self.take_peers()?;
+            busy |= self.take_clients()?;
+        }
+        if self
+            .core
+            .deadline()
+            .is_some_and(|at| at <= self.now.mono_us)
+        {
+            self.step(Input::Timer)?;
+        }
+        while let Some(control) = self.inbox.poll_control() {
+            self.handle_control(control);
+        }
+        self.storage.flush()?;
+        self.release_posts()?;
+        self.hand_outbound_over();
+        Ok(busy)
+    }
+
+    fn tick(&mut self) {
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        self.now = Tick {
+            mono_us: micros(self.started.elapsed()),
+            wall_us: micros(wall),
+        };
+    }
+
+    fn take_entries(&mut self) -> anyhow::Result<bool> {
+        for _ in 0..ENTRIES_PER_ROUND {
+            let read = self.link.reader().poll_next(&mut self.payload);
+            let Some(entry) = read.context("reading the postbox's log")? else {
+                return Ok(false);
+            };
+            self.report.entries += 1;
+            let bytes = Bytes::from(std::mem::take(&mut self.payload));
+            self.step(Input::Entry {
+                position: Position(entry.position),
+                sender: TwinId(entry.sender),
+                bytes,
+            })?;
+        }
+        Ok(true)
+    }
+
+    fn take_peers(&mut self) -> anyhow::Result<bool> {
+        for _ in 0..PEERS_PER_ROUND {
+            let Some((from, message)) = self.inbox.peers.pop() else {
+                self.inbox.peers.tell_room();
+                return Ok(false);
+            };
+            self.step(Input::Peer { from, message })?;
+        }
+        self.inbox.peers.tell_room();
+        Ok(true)
+    }
+
+    fn take_clients(&mut self) -> anyhow::Result<bool> {
+        for _ in 0..CLIENTS_PER_ROUND {
+            let Some(input) = self.inbox.clients.pop() else {
+                self.inbox.clients.tell_room();
+                return Ok(false);
+            };
+            let log_end = self.link.reader().end();
+            self.step(input.into_input(log_end))?;
+        }
+        self.inbox.clients.tell_room();
+        Ok(true)
+    }
+
+    /// Steps the core, and with the answers that come of it at once.
+    fn step(&mut self, input: Input) -> anyhow::Result<()> {
+        self.step_one(input)?;
+        self.step_ready()
+    }
+
+    fn step_ready(&mut self) -> anyhow::Result<()> {
+        while let Some(input) = self.ready.pop_front() {
+            self.step_one(input)?;
+        }
+        Ok(())
+    }
+
+    fn step_one(&mut self, input: Input) -> anyhow::Result<()> {
+        self.report.steps += 1;
+        #[cfg(feature = "byzantine-doubles")]
+        self.doubles.observe(&input);
+        let mut effects = std::mem::take(&mut self.effects);
+        if let Err(fault) = self.core.step(self.now, input, &mut effects) {
+            self.faults.record(&fault, self.now.mono_us);
+        }
+        #[cfg(feature = "byzantine-doubles")]
+        self.doubles.rewrite(&mut effects);
+        let result = effects
+            .drain()
+            .try_for_each(|effect| self.carry_out(effect));
+        self.effects = effects;
+        result
+    }
+
+    fn submit(&mut self, job: Job) -> anyhow::Result<()> {
+        Ok(self.service.submit(job, &mut self.ready)?)
+    }
+
+    fn release_posts(&mut self) -> anyhow::Result<()> {
+        let revealable = self.storage.revealable();
+        let Some(appender) = self.link.appender() else {
+            return Ok(());
+        };
+        match self.posts.release(appender, revealable, self.now.mono_us)? {
+            Released::All | Released::Full | Released::Closed => {}
+        }
+        self.link.poll_appender()
+    }
+
+    fn hand_outbound_over(&mut self) {
+        if self.outbound.is_empty() {
+            return;
+        }
+        let mut outbound = std::mem::take(&mut self.outbound);
+        if !outbound.clients.is_empty() {
+            outbound.view = self.core.status().view;
+        }
+        self.report.sends += 1;
+        self.egress.push(outbound);
+    }
+
+    /// Sleeps until there is something to do.
+    fn wait(&mut self) -> anyhow::Result<()> {
+        let timeout = self.timeout();
+        if timeout.is_zero() {
+            return Ok(());
+        }
+        self.report.waits += 1;
+        // While posts crowd the queue, what waits outside must not keep this thread from sleeping.
+        let crowded = self.posts.is_crowded();
+        let inbox = &self.inbox;
+        let wake = self
+            .link
+            .reader()
+            .wait(Some(timeout), || !crowded && inbox.has_work());
+        match wake {
+            Wake::Ready | Wake::TimedOut => Ok(()),
+            Wake::Closed(farewell) => self.reconnect(&farewell),
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        let deadline = [self.core.deadline(), self.posts.lazy_deadline()]
+            .into_iter()
+            .flatten()
+            .min();
+        let now = micros(self.started.elapsed());
+        deadline.map_or(IDLE_MAX, |at| {
+            Duration::from_micros(at.saturating_sub(now)).min(IDLE_MAX)
+        })
+    }
+
+    /// The broker is gone: tries to come back to the same log, and answers operators meanwhile.
+    fn reconnect(&mut self, farewell: &str) -> anyhow::Result<()> {
+        tracing::warn!(farewell, "the postbox closed the channel; connecting again");
+        self.progress.set_state(State::WaitingForPostbox);
+        let inbox = self.inbox.clone();
+        while !self.stopping {
+            if self.link.try_reconnect()? {
+                let caught_up = self.progress.is_caught_up();
+                self.progress.set_state(if caught_up {
+                    State::Running
+                } else {
+                    State::Replaying
+                });
+                return Ok(());
+            }
+            self.progress.beat();
+            while let Some(control) = inbox.poll_control() {
+                self.handle_control(control);
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_control(&mut self, control: Control) {
+        match control {
+            Control::Report(answer) => {
+                // Whoever asked may have gone.
+                let _gone = answer.send(self.core_report());
+            }
+            Control::Stop => self.stopping = true,
+            #[cfg(feature = "byzantine-doubles")]
+            Control::Double(double) => self.doubles.act(double),
+        }
+    }
+
+    fn core_report(&mut self) -> CoreReport {
+        let (appended, flushes) = self.posts.counts();
+        CoreReport {
+            status: self.core.status(),
+            state: self.progress.hiding_state(),
+            faults: self.faults.counts(),
+            events: self.events.snapshot(),
+            event_totals: self.events.totals(),
+            postbox: PostboxReport {
+                appended,
+                flushes,
+                waiting: self.posts.len(),
+                ..self.link.report()
+            },
+            storage: self.storage.status(),
+            service: self.service.status(),
+            driver: self.report,
+            footprint: self.core.footprint(),
+            #[cfg(feature = "byzantine-doubles")]
+            double: self.doubles.acting(),
+            #[cfg(not(feature = "byzantine-doubles"))]
+            double: None,
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// An error of the log that this version cannot heal.
+fn cannot_resync(position: u64) -> anyhow::Error {
+    anyhow::anyhow!(
+        "the postbox's log was trimmed beyond position {position}, where this replica stands; it has to recover from the others, which this version cannot do"
+    )
+}
+
+/// Checks that a fresh replica may begin with this log.
+///
+/// # Errors
+/// When the beginning of the log is gone.
+pub fn check_fresh_start(head: u64) -> anyhow::Result<()> {
+    if head > 0 {
+        bail!(cannot_resync(0));
+    }
+    Ok(())
+}

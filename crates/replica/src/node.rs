@@ -1,0 +1,286 @@
+//! The life of a replica: start, run, stop.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use twinbft_config::{ClusterConfig, Layout};
+use twinbft_core::{CoreConfig, Replica};
+use twinbft_postbox::{Waker, cluster_tag};
+use twinbft_types::ReplicaId;
+
+use crate::driver::{Control, Driver, Egress, Inbox, Link, LinkOptions, Parts, check_fresh_start};
+use crate::net::{Ends, Network};
+use crate::progress::{Progress, State};
+use crate::service::Service;
+use crate::setup;
+use crate::storage::Storage;
+
+/// How long a start waits for the host's broker.
+const POSTBOX_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a graceful stop may take after the signal.
+const STOP_MAX: Duration = Duration::from_millis(1_500);
+
+/// Who this process is, and its configuration.
+pub struct NodeOptions {
+    /// Read and valid.
+    pub config: ClusterConfig,
+    /// The files beside it.
+    pub layout: Layout,
+    /// This replica.
+    pub me: ReplicaId,
+}
+
+/// Runs the replica until a signal stops it. Blocks.
+///
+/// # Errors
+/// When it cannot start, or cannot go on.
+pub fn run(options: &NodeOptions) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // With this many more polls between looks at the sockets, a burst of frames is taken in together.
+        .event_interval(61)
+        .build()
+        .context("starting the network's runtime")?;
+    let result = runtime.block_on(run_network(options));
+    // Streams that are still open end here.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    result
+}
+
+async fn run_network(options: &NodeOptions) -> anyhow::Result<()> {
+    let NodeOptions { config, layout, me } = options;
+    let started = Instant::now();
+    let twin = config
+        .twin(me.host.0, me.twin.0)
+        .with_context(|| format!("{me} is not in {}", layout.config().display()))?;
+    let mut terminate = signal(SignalKind::terminate()).context("listening for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for signals")?;
+
+    let keys = setup::key_ring(layout, config, *me)?;
+    let tls = setup::tls_files(layout, config, *me)?;
+    let inbox = Arc::new(Inbox::new(Waker::new().context("making a waker")?));
+    let egress = Arc::new(Egress::default());
+    let progress = Arc::new(Progress::default());
+    let ends = Ends {
+        inbox: inbox.clone(),
+        egress: egress.clone(),
+        progress: progress.clone(),
+    };
+    let network = Network::new(config, *me, &tls, ends, started)?;
+    let listener = TcpListener::bind(twin.listen).await.with_context(|| {
+        format!(
+            "binding {}; is another replica running, or does this machine have another address?",
+            twin.listen
+        )
+    })?;
+    tracing::info!(address = %twin.listen, service = config.service.name, "starting");
+
+    let core = setup::core_config(config, *me, keys);
+    let (core_thread, core_ended) = CoreThread::start(
+        options,
+        core,
+        inbox.clone(),
+        egress,
+        progress.clone(),
+        started,
+    )?;
+    let (stop_network, network_stopped) = oneshot::channel::<()>();
+    let mut server = tokio::spawn(network.run(listener, async {
+        // An end of the sender stops the network too.
+        let _ended = network_stopped.await;
+    }));
+    tokio::spawn(tell_supervisor(progress.clone()));
+    #[cfg(feature = "byzantine-doubles")]
+    {
+        let name = format!("twin-{}.control", me.twin.0);
+        let path = layout.host_run(me.host.0).join(name);
+        tracing::warn!(socket = %path.display(), "built with byzantine doubles: this replica can be told to lie");
+        tokio::spawn(crate::byzantine::serve(path, inbox.clone()));
+    }
+
+    let reason = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+        ended = core_ended => {
+            let why = match ended {
+                Ok(Ok(())) => anyhow::anyhow!("the core's thread ended by itself"),
+                Ok(Err(error)) => error,
+                Err(_) => anyhow::anyhow!("the core's thread is gone"),
+            };
+            return Err(why);
+        }
+        ended = &mut server => {
+            ended.context("the server's task")??;
+            bail!("the server ended by itself");
+        }
+    };
+    tracing::info!(reason, "stopping");
+    progress.set_state(State::Stopping);
+    notify(&[sd_notify::NotifyState::Stopping]);
+    // Nobody is accepted any more; what is open goes on until the core has ended.
+    let _gone = stop_network.send(());
+    core_thread.stop(&inbox)?;
+    server.abort();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// The thread of the core.
+struct CoreThread {
+    thread: JoinHandle<()>,
+    stop: Arc<AtomicBool>,
+    ended: std::sync::mpsc::Receiver<()>,
+}
+
+type Ended = oneshot::Receiver<anyhow::Result<()>>;
+
+impl CoreThread {
+    /// Opens disk and service, and starts the thread, which first connects to the postbox.
+    fn start(
+        options: &NodeOptions,
+        core: CoreConfig,
+        inbox: Arc<Inbox>,
+        egress: Arc<Egress>,
+        progress: Arc<Progress>,
+        started: Instant,
+    ) -> anyhow::Result<(Self, Ended)> {
+        let NodeOptions { config, layout, me } = options;
+        let data = layout.twin_data(me.host.0, me.twin.0);
+        let waking = inbox.clone();
+        let (storage, found) = Storage::open(
+            &data.join("wal"),
+            setup::owner(config, *me),
+            setup::storage_policy(config),
+            move || waking.wake(),
+        )?;
+        if let Some(torn) = &found.torn {
+            tracing::warn!(file = %torn.path.display(), offset = torn.offset, "the last write before the stop was cut off; it had not been revealed");
+        }
+        let app = twinbft_app::open(&setup::service_options(config, &data))
+            .context("opening the service")?;
+        check_data(
+            &data,
+            found.records.len(),
+            app.last_checkpoint().map(|c| c.slot.0),
+        )?;
+        let service = Service::start(app, &inbox).context("starting the service's threads")?;
+        let link_options = LinkOptions {
+            socket: layout.twin_socket(me.host.0, me.twin.0),
+            cluster_tag: cluster_tag(&config.cluster.id),
+            host: me.host.0,
+            twin: me.twin.0,
+            spin_us: u32::try_from(config.postbox.spin_us).unwrap_or(u32::MAX),
+            waker: inbox.waker(),
+        };
+        #[cfg(feature = "byzantine-doubles")]
+        let doubles = crate::byzantine::Doubles::new(me.host, core.incarnation, core.keys.clone());
+        let (me, stop) = (*me, Arc::new(AtomicBool::new(false)));
+        let stopped = stop.clone();
+        let life = move || -> anyhow::Result<()> {
+            progress.set_state(State::WaitingForPostbox);
+            let is_stopped = || stopped.load(Ordering::Relaxed);
+            let Some(mut link) = Link::open(&link_options, POSTBOX_PATIENCE, is_stopped)? else {
+                return Ok(());
+            };
+            check_fresh_start(link.reader().head())?;
+            progress.set_has_core();
+            Driver::new(Parts {
+                me,
+                core: Replica::new(core),
+                link,
+                inbox,
+                egress,
+                storage,
+                service,
+                progress,
+                #[cfg(feature = "byzantine-doubles")]
+                doubles,
+                started,
+            })
+            .run()
+        };
+        let (tell, told) = oneshot::channel();
+        let (tell_stop, ended) = std::sync::mpsc::channel();
+        let span = tracing::Span::current();
+        let thread = std::thread::Builder::new()
+            .name("core".to_owned())
+            .spawn(move || {
+                let _entered = span.enter();
+                let result = life();
+                if let Err(Err(error)) = tell.send(result) {
+                    tracing::error!("the core ended with an error during the stop: {error:#}");
+                }
+                let _gone = tell_stop.send(());
+            })
+            .context("starting the core's thread")?;
+        let handle = Self {
+            thread,
+            stop,
+            ended,
+        };
+        Ok((handle, told))
+    }
+
+    /// Lets the core finish what is begun.
+    fn stop(self, inbox: &Inbox) -> anyhow::Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        if inbox.control(Control::Stop).is_err() {
+            bail!("the core's thread does not take its orders");
+        }
+        if self.ended.recv_timeout(STOP_MAX).is_err() {
+            bail!(
+                "the core's thread did not end within {} ms",
+                STOP_MAX.as_millis()
+            );
+        }
+        self.thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("the core's thread panicked"))
+    }
+}
+
+/// A data directory with an earlier life in it belongs to a replica that has promised things; beginning at genesis
+/// would break them (protocol.md 8).
+fn check_data(data: &Path, records: usize, checkpoint: Option<u64>) -> anyhow::Result<()> {
+    if records > 0 || checkpoint.is_some() {
+        bail!(
+            "{} holds the state of an earlier run ({records} records, checkpoint {}); this version cannot recover from it: make a new cluster with `twinbft init`",
+            data.display(),
+            checkpoint.map_or_else(|| "none".to_owned(), |slot| format!("of slot {slot}")),
+        );
+    }
+    Ok(())
+}
+
+/// Tells the supervisor that the replica is ready, and then that it lives, as long as the core's thread does.
+async fn tell_supervisor(progress: Arc<Progress>) {
+    progress.caught_up().await;
+    tracing::info!("ready: the postbox is connected and its log is read to the end");
+    notify(&[sd_notify::NotifyState::Ready]);
+    let Some(limit) = sd_notify::watchdog_enabled() else {
+        return;
+    };
+    let mut beats = progress.beats();
+    loop {
+        tokio::time::sleep(limit / 3).await;
+        let now = progress.beats();
+        // The core's thread wakes up at least once a second.
+        if now != beats {
+            beats = now;
+            notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+    }
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!("telling the supervisor: {error}");
+    }
+}

@@ -1,0 +1,144 @@
+//! Promises that belong to no slot and so are never trimmed: the newest of each kind is copied to the head of every
+//! new segment, which makes older segments free to go once their slots are.
+
+use std::collections::BTreeMap;
+
+use twinbft_core::Record;
+use twinbft_types::{Entry, HostId, Slot, Statement, TwinId};
+
+/// What a newer record replaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Stable,
+    Checkpoint,
+    Jump,
+    Leave,
+    NvPropose,
+    NvEndorse,
+    NvAccept,
+    NewView,
+    Peer(HostId),
+    Membership(TwinId),
+    Hello,
+    Amnesia,
+}
+
+/// The newest record of each kind. Invariant: bounded by the shape of the cluster, not by its history.
+#[derive(Debug, Default)]
+pub(crate) struct Standing(BTreeMap<Key, Record>);
+
+impl Standing {
+    /// Takes note of a record.
+    pub(crate) fn note(&mut self, record: &Record) {
+        if let Some(key) = key(record) {
+            self.0.insert(key, record.clone());
+        }
+    }
+
+    /// What a new segment begins with.
+    pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.0.values()
+    }
+}
+
+/// The kind under which a record stands; `None` when it goes with its slot.
+fn key(record: &Record) -> Option<Key> {
+    match record {
+        Record::Stable { .. } => Some(Key::Stable),
+        Record::Slot { .. } => None,
+        Record::Promise(entry) => match entry {
+            Entry::Checkpoint { .. } => Some(Key::Checkpoint),
+            Entry::Jump { .. } => Some(Key::Jump),
+            Entry::Leave { .. } => Some(Key::Leave),
+            Entry::NvPropose { .. } => Some(Key::NvPropose),
+            Entry::NvEndorse { .. } => Some(Key::NvEndorse),
+            Entry::NvAccept { .. } => Some(Key::NvAccept),
+            Entry::Peer { host, .. } => Some(Key::Peer(*host)),
+            Entry::Quarantine { twin } | Entry::Readmit { twin } => Some(Key::Membership(*twin)),
+            Entry::Hello { .. } => Some(Key::Hello),
+            Entry::Amnesia { .. } => Some(Key::Amnesia),
+            Entry::Sign { statement, .. } => match statement {
+                Statement::NewView { .. } => Some(Key::NewView),
+                Statement::Order { .. }
+                | Statement::Ack { .. }
+                | Statement::Reply { .. }
+                | Statement::Forward { .. }
+                | Statement::Checkpoint { .. }
+                | Statement::Heartbeat { .. }
+                | Statement::Wish { .. }
+                | Statement::ViewChange { .. }
+                | Statement::Committed { .. }
+                | Statement::SlotResult { .. }
+                | Statement::Recovery { .. }
+                | Statement::RecoveryAnswer { .. } => None,
+            },
+            Entry::Propose { .. }
+            | Entry::Endorse { .. }
+            | Entry::Nack { .. }
+            | Entry::Withdraw { .. }
+            | Entry::Need { .. }
+            | Entry::Body { .. }
+            | Entry::Have { .. }
+            | Entry::Accept { .. }
+            | Entry::Results { .. }
+            | Entry::ResultAgain { .. }
+            | Entry::Retransmission { .. }
+            | Entry::Suspect { .. }
+            | Entry::Beat { .. }
+            | Entry::Relay { .. } => None,
+        },
+    }
+}
+
+/// The slot that a record belongs to: its segment must stay until that slot is below a stable checkpoint.
+pub(crate) fn slot_of(record: &Record) -> Option<Slot> {
+    match record {
+        Record::Slot { slot, .. } => Some(*slot),
+        Record::Stable { .. } => None,
+        Record::Promise(entry) => match entry {
+            Entry::Propose { slot, .. }
+            | Entry::Endorse { slot, .. }
+            | Entry::Nack { slot, .. }
+            | Entry::Withdraw { slot, .. }
+            | Entry::Accept { slot, .. }
+            | Entry::Results { slot, .. }
+            | Entry::ResultAgain { slot, .. }
+            | Entry::Checkpoint { slot, .. }
+            | Entry::NvPropose { slot, .. }
+            | Entry::NvAccept { slot, .. }
+            | Entry::Jump { slot, .. } => Some(*slot),
+            Entry::Sign { statement, .. } => statement_slot(statement),
+            Entry::Need { .. }
+            | Entry::Body { .. }
+            | Entry::Have { .. }
+            | Entry::Retransmission { .. }
+            | Entry::Suspect { .. }
+            | Entry::Leave { .. }
+            | Entry::NvEndorse { .. }
+            | Entry::Beat { .. }
+            | Entry::Peer { .. }
+            | Entry::Hello { .. }
+            | Entry::Amnesia { .. }
+            | Entry::Quarantine { .. }
+            | Entry::Readmit { .. }
+            | Entry::Relay { .. } => None,
+        },
+    }
+}
+
+fn statement_slot(statement: &Statement) -> Option<Slot> {
+    match statement {
+        Statement::Order { slot, .. }
+        | Statement::Ack { slot, .. }
+        | Statement::Reply { slot, .. }
+        | Statement::Checkpoint { slot, .. }
+        | Statement::Heartbeat { slot, .. }
+        | Statement::NewView { slot, .. }
+        | Statement::Committed { slot, .. }
+        | Statement::SlotResult { slot, .. } => Some(*slot),
+        Statement::ViewChange { accepted, .. } | Statement::RecoveryAnswer { accepted, .. } => {
+            Some(*accepted)
+        }
+        Statement::Forward { .. } | Statement::Wish { .. } | Statement::Recovery { .. } => None,
+    }
+}
