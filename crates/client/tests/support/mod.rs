@@ -1,6 +1,8 @@
 //! Scripted replicas: they have the right keys and say what a test tells them to say.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod server;
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
