@@ -25,7 +25,7 @@ use crate::json::Object;
 use crate::options::BrokerOptions;
 use crate::status::{CONNECTIONS_MAX, StatusConnection};
 use crate::supervisor::Supervisor;
-use crate::twin::{Agreed, CloseReason, Turn, Twin};
+use crate::twin::{CloseReason, Turn, Twin};
 
 /// Connections that may be greeting at a time, over all twins.
 const PENDING_MAX: usize = 16;
@@ -225,19 +225,15 @@ impl Broker {
 
     /// One fair turn of each twin, one publish, one wake of each that waits.
     fn serve_rings(&mut self) {
-        let mut agreed = Vec::new();
         for index in 0..self.twins.len() {
             if !self.twins[index].looks_ready() {
                 continue;
             }
-            if let Turn::Faulty(fault) =
-                self.twins[index].take_turn(&mut self.log.writer, &mut agreed)
-            {
+            if let Turn::Faulty(fault) = self.twins[index].take_turn(&mut self.log.writer) {
                 self.close(index, CloseReason::Fault(fault));
             }
         }
         self.publish();
-        self.report(&agreed);
     }
 
     fn publish(&mut self) {
@@ -246,15 +242,6 @@ impl Broker {
         fence(Ordering::SeqCst);
         for twin in &mut self.twins {
             twin.wake_if_waiting();
-        }
-    }
-
-    fn report(&mut self, agreed: &[Agreed]) {
-        for Agreed { from, to } in agreed {
-            self.journal.event(
-                "trim",
-                format!("entries {from}..{to} dropped: a quorum of twins gave the same STATE"),
-            );
         }
     }
 
@@ -448,18 +435,15 @@ impl Broker {
 
     /// What a twin wrote before it went counts: the next welcome tells its successor what is in.
     fn drain_and_close(&mut self, index: usize, reason: CloseReason) {
-        let mut agreed = Vec::new();
         for _ in 0..DRAIN_TURNS_MAX {
             if !self.twins[index].looks_ready() {
                 break;
             }
-            if let Turn::Faulty(_) = self.twins[index].take_turn(&mut self.log.writer, &mut agreed)
-            {
+            if let Turn::Faulty(_) = self.twins[index].take_turn(&mut self.log.writer) {
                 break;
             }
         }
         self.publish();
-        self.report(&agreed);
         self.close(index, reason);
     }
 

@@ -102,14 +102,6 @@ pub enum Turn {
     Faulty(FrameFault),
 }
 
-/// A trim that was agreed in a turn.
-pub struct Agreed {
-    /// First dropped position.
-    pub from: u64,
-    /// First retained position.
-    pub to: u64,
-}
-
 /// One twin.
 pub struct Twin {
     id: u8,
@@ -176,8 +168,8 @@ impl Twin {
         }
     }
 
-    /// Moves what is in the ring into the log, up to a fair bound. `agreed` gets the trims.
-    pub fn take_turn(&mut self, log: &mut LogWriter, agreed: &mut Vec<Agreed>) -> Turn {
+    /// Moves what is in the ring into the log, up to a fair bound.
+    pub fn take_turn(&mut self, log: &mut LogWriter) -> Turn {
         let Some((channel, _)) = &mut self.channel else {
             return Turn::Done;
         };
@@ -185,9 +177,7 @@ impl Twin {
         let mut end = Turn::Done;
         for _ in 0..TURN_FRAMES_MAX {
             match channel.poll_frame() {
-                Ok(Some(frame)) => {
-                    bytes += handle_frame(self.id, &frame, log, &mut self.counters, agreed)
-                }
+                Ok(Some(frame)) => bytes += handle_frame(self.id, &frame, log, &mut self.counters),
                 Ok(None) => break,
                 Err(fault) => {
                     end = Turn::Faulty(fault);
@@ -232,7 +222,6 @@ fn handle_frame(
     frame: &Frame<'_>,
     log: &mut LogWriter,
     counters: &mut Counters,
-    agreed: &mut Vec<Agreed>,
 ) -> usize {
     match *frame {
         Frame::Append { number, payload } => {
@@ -250,10 +239,7 @@ fn handle_frame(
         Frame::Trim { position, state } => {
             let name = match log.trim(twin, position, state) {
                 TrimOutcome::Held => "held",
-                TrimOutcome::Agreed { from, to } => {
-                    agreed.push(Agreed { from, to });
-                    "agreed"
-                }
+                TrimOutcome::Agreed { .. } => "agreed",
                 TrimOutcome::Stale => "stale",
                 TrimOutcome::Refused(refusal) => refusal.name(),
             };

@@ -44,6 +44,11 @@ pub enum AppendEvent {
         /// Why.
         reason: Refusal,
     },
+    /// The log was trimmed at least to the position that this twin proposed last.
+    Trimmed {
+        /// What was proposed.
+        position: u64,
+    },
     /// The log was trimmed since; the refused append and what is behind it are sent again.
     Resumed {
         /// The append's number.
@@ -151,6 +156,7 @@ impl Appender {
             state: state.to_vec(),
             sent: false,
         });
+        self.link.await_trim(Some(position));
         self.pump()
     }
 
@@ -184,7 +190,9 @@ impl Appender {
             return Err(AppendError::Closed);
         }
         self.confirm()?;
-        let event = self.check_refusal().or_else(|| self.check_room());
+        let event = self.check_refusal();
+        let event = event.or_else(|| self.check_trim());
+        let event = event.or_else(|| self.check_room());
         self.pump()?;
         self.flush();
         Ok(event)
@@ -230,13 +238,6 @@ impl Appender {
         }
         self.link
             .await_confirmation((!self.unconfirmed.is_empty()).then_some(next));
-        if self
-            .trim
-            .as_ref()
-            .is_some_and(|trim| trim.position <= self.view.head())
-        {
-            self.trim = None;
-        }
         Ok(())
     }
 
@@ -264,6 +265,15 @@ impl Appender {
         last.reason.map(|reason| AppendEvent::Refused {
             number: last.number,
             reason,
+        })
+    }
+
+    fn check_trim(&mut self) -> Option<AppendEvent> {
+        let head = self.view.head();
+        let trim = self.trim.take_if(|trim| trim.position <= head)?;
+        self.link.await_trim(None);
+        Some(AppendEvent::Trimmed {
+            position: trim.position,
         })
     }
 
@@ -356,6 +366,8 @@ impl Appender {
             sent: false,
             ..trim
         });
+        self.link
+            .await_trim(self.trim.as_ref().map(|trim| trim.position));
         self.link
             .await_confirmation((!self.unconfirmed.is_empty()).then_some(self.first_unconfirmed));
         self.pump()?;

@@ -46,6 +46,8 @@ pub(crate) struct Link {
     refusals_seen: AtomicU64,
     /// The appender waits for the log's head to move above this.
     room_above: AtomicU64,
+    /// A trim of this position waits for agreement.
+    trim_to: AtomicU64,
     /// The appender waits for the ring's consumer index to differ from this.
     space_at: AtomicU64,
 }
@@ -61,6 +63,7 @@ impl Link {
             confirmed: AtomicU64::new(NOTHING),
             refusals_seen: AtomicU64::new(NOTHING),
             room_above: AtomicU64::new(NOTHING),
+            trim_to: AtomicU64::new(NOTHING),
             space_at: AtomicU64::new(NOTHING),
         }
     }
@@ -87,6 +90,10 @@ impl Link {
             .store(above_head.unwrap_or(NOTHING), Ordering::Relaxed);
     }
 
+    pub(crate) fn await_trim(&self, to: Option<u64>) {
+        self.trim_to.store(to.unwrap_or(NOTHING), Ordering::Relaxed);
+    }
+
     pub(crate) fn await_space(&self, wanted: bool) {
         let value = if wanted {
             u64::from(consumer_hint(&self.ring_memory))
@@ -96,18 +103,24 @@ impl Link {
         self.space_at.store(value, Ordering::Relaxed);
     }
 
-    /// Whether `Appender::poll` would find something that it waits for.
+    /// Whether `Appender::poll` would find something that it waits for. Of a closed channel it
+    /// would not, and a wait that says so would never come to say that the channel is closed.
     pub(crate) fn appender_has_news(&self, view: &LogView) -> bool {
+        if self.is_closed() {
+            return false;
+        }
         let differs = |seen: &AtomicU64, now: &dyn Fn() -> u64| {
             let seen = seen.load(Ordering::Relaxed);
             seen != NOTHING && seen != now()
         };
         let room_above = self.room_above.load(Ordering::Relaxed);
+        let trim_to = self.trim_to.load(Ordering::Relaxed);
         differs(&self.confirmed, &|| view.next_number(self.twin))
             || differs(&self.refusals_seen, &|| view.refusals(self.twin))
             || differs(&self.space_at, &|| {
                 u64::from(consumer_hint(&self.ring_memory))
             })
+            || (trim_to != NOTHING && view.head() >= trim_to)
             || (room_above != NOTHING && view.head() > room_above)
     }
 }

@@ -264,7 +264,7 @@ impl LogView {
     }
 
     fn walk_to(&mut self, position: u64) -> Result<(), ReadError> {
-        if position < self.position {
+        if position < self.position || self.is_lapped() {
             self.rewind();
         }
         if position < self.position {

@@ -84,17 +84,6 @@ impl Supervisor {
         );
     }
 
-    pub fn heard(&self, text: &str) -> usize {
-        self.heard
-            .0
-            .lock()
-            .expect("no panic holds it")
-            .messages
-            .iter()
-            .filter(|m| m.contains(text))
-            .count()
-    }
-
     pub fn stored_names(&self) -> Vec<String> {
         self.heard
             .0
@@ -114,6 +103,16 @@ impl Supervisor {
             .iter()
             .map(|(name, fd)| (name.clone(), fd.try_clone().expect("a descriptor is left")))
             .collect()
+    }
+
+    /// Slips a descriptor in, as a confused supervisor might.
+    pub fn store(&self, name: &str, fd: OwnedFd) {
+        self.heard
+            .0
+            .lock()
+            .expect("no panic holds it")
+            .store
+            .insert(name.to_owned(), fd);
     }
 
     pub fn forget(&self) {
