@@ -166,16 +166,17 @@ impl SessionTable {
 
     /// The digest of the whole table; only sessions that changed are hashed again.
     pub fn digest(&mut self) -> Digest {
-        let mut all: Vec<(u32, u64, Vec<(u64, Digest)>)> = Vec::with_capacity(self.keys.len());
+        let mut keys: BTreeMap<u32, Digest> = BTreeMap::new();
         for (number, key) in &mut self.keys {
-            let sessions = key
+            let sessions: Vec<(u64, Digest)> = key
                 .sessions
                 .iter_mut()
                 .map(|(id, session)| (*id, session.digest()))
                 .collect();
-            all.push((*number, key.floor, sessions));
+            let digest = Digest::of_canonical(b"tbft/ses", &(key.floor, sessions));
+            keys.insert(*number, digest);
         }
-        Digest::of_canonical(b"tbft/ses", &all)
+        Digest::of_canonical(b"tbft/ses", &keys)
     }
 
     /// Sessions in the table.

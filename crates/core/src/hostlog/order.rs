@@ -1,7 +1,9 @@
 //! Candidates, votes on them and the decision of ORDER (protocol.md 4.3, 4.4).
 
 use borsh::{BorshDeserialize, BorshSerialize};
-use twinbft_types::{Attempt, Digest, RequestRef, Slot, TwinId, View, batch_digest, history};
+use twinbft_types::{
+    Attempt, Digest, RequestRef, Shape, Slot, TwinId, View, batch_digest, history,
+};
 
 use super::votes::TwinSet;
 use super::{Decision, HostLog, Invalid};
@@ -39,6 +41,18 @@ impl Candidate {
             endorsed: TwinSet::default(),
             nacked: TwinSet::default(),
         }
+    }
+
+    /// Whether a follower NACKed it.
+    #[must_use]
+    pub const fn is_nacked(&self) -> bool {
+        !self.nacked.is_empty()
+    }
+
+    /// Whether so many followers NACKed it that `q` votes for it have become impossible.
+    #[must_use]
+    pub const fn is_hopeless(&self, shape: Shape) -> bool {
+        self.nacked.len() + shape.twin_quorum() > shape.twins() as usize
     }
 
     /// Whether this twin has voted on it.

@@ -62,8 +62,15 @@ impl Replica {
         if self.config.shape.primary(view) != order.certificate.signed.host {
             return Err(PeerFault::NotPrimary { from });
         }
-        let known = slot <= self.backup.tip || self.backup.waiting.contains_key(&slot);
-        if self.log.live_view() != Some(view) || self.log.is_primary() || known {
+        if self.log.live_view() != Some(view) || self.log.is_primary() {
+            return Ok(());
+        }
+        if slot <= self.backup.tip {
+            // The primary repeats what it does not know to be accepted: the ACK was lost (6, "Repetition").
+            self.repeat_ack(from, out);
+            return Ok(());
+        }
+        if self.backup.waiting.contains_key(&slot) {
             return Ok(());
         }
         if slot > self.high_mark() {

@@ -1,8 +1,10 @@
 //! Checkpoints and what they let go (protocol.md 5).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use twinbft_types::{Digest, Entry, HostId, Slot, Statement, TwinId};
+use twinbft_types::wire::PeerMessage;
+use twinbft_types::{Digest, Entry, HostId, ReplicaId, Slot, Statement, TwinId};
 
 use super::Replica;
 use crate::evidence::{Event, EventKind, Output};
@@ -20,6 +22,12 @@ pub struct Checkpoints {
     /// What each host certified, this one included.
     certified: BTreeMap<HostId, BTreeMap<Slot, Digest>>,
     stable: Own,
+    /// The last CHECKPOINT that this host's log decided.
+    decided: Option<(Slot, Digest)>,
+    /// Since when an own digest waits for `Q` hosts, or when they were last asked.
+    waiting_since_us: Option<u64>,
+    /// Counts the questions, to ask another twin each time.
+    asked: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,8 +56,8 @@ impl Checkpoints {
         }
     }
 
-    /// The highest checkpoint above what `floor` says that `quorum` hosts certified with one digest.
-    fn agreed(&self, floor: Slot, quorum: usize) -> Option<(Slot, Digest)> {
+    /// The checkpoints above `floor` that `quorum` hosts certified with one digest, the highest first.
+    fn agreed(&self, floor: Slot, quorum: usize) -> impl Iterator<Item = (Slot, Digest)> {
         let mut count: BTreeMap<(Slot, Digest), usize> = BTreeMap::new();
         for (slot, digest) in self.certified.values().flatten() {
             *count.entry((*slot, *digest)).or_default() += 1;
@@ -57,7 +65,7 @@ impl Checkpoints {
         count
             .into_iter()
             .rev()
-            .find(|((slot, _), n)| *slot > floor && *n >= quorum)
+            .filter(move |((slot, _), n)| *slot > floor && *n >= quorum)
             .map(|(key, _)| key)
     }
 }
@@ -85,6 +93,9 @@ impl Replica {
             timestamp_us,
         };
         self.checkpoints.own.insert(slot, own);
+        self.checkpoints
+            .waiting_since_us
+            .get_or_insert(self.now.mono_us);
         let entry = Entry::Checkpoint { slot, digest };
         out.push(Effect::Persist(Record::Promise(entry.clone())));
         out.post(entry);
@@ -95,6 +106,7 @@ impl Replica {
     /// `q` twins have the same digest: the host certifies CHECKPOINT(n, digest) to all.
     pub(super) fn handle_own_checkpoint(&mut self, slot: Slot, digest: Digest, out: &mut Effects) {
         self.checkpoints.note(self.config.host(), slot, digest);
+        self.checkpoints.decided = Some((slot, digest));
         self.sign_decided(Statement::Checkpoint { slot, digest }, true, out);
         self.poll_stable(out);
     }
@@ -116,11 +128,12 @@ impl Replica {
     /// 5: `Q` hosts with equal `(n, digest)` make it stable; `L = n`.
     fn poll_stable(&mut self, out: &mut Effects) {
         let quorum = self.config.shape.host_quorum();
-        let Some((slot, digest)) = self.checkpoints.agreed(self.stable, quorum) else {
-            return;
-        };
-        let Some(own) = self.checkpoints.own.get(&slot).copied() else {
-            // This twin is behind; it gets there by executing, or by state transfer.
+        // Those that this twin has not reached come by executing, or by state transfer.
+        let reached = self
+            .checkpoints
+            .agreed(self.stable, quorum)
+            .find_map(|(slot, digest)| Some((slot, digest, *self.checkpoints.own.get(&slot)?)));
+        let Some((slot, digest, own)) = reached else {
             return;
         };
         if own.digest != digest {
@@ -139,6 +152,8 @@ impl Replica {
         self.stable = slot;
         self.checkpoints.stable = own;
         self.checkpoints.own = self.checkpoints.own.split_off(&slot.next());
+        self.checkpoints.waiting_since_us =
+            (!self.checkpoints.own.is_empty()).then_some(self.now.mono_us);
         for of_host in self.checkpoints.certified.values_mut() {
             *of_host = of_host.split_off(&slot.next());
         }
@@ -148,10 +163,54 @@ impl Replica {
         out.push(Effect::Persist(Record::Stable { slot, digest }));
     }
 
+    /// A CHECKPOINT certificate may be lost, or spoilt for this twin: it asks another twin of each host each
+    /// time. The answer to a fetch carries the latest one, with all signatures that have come since.
+    pub(super) fn checkpoint_timer(&mut self, out: &mut Effects) {
+        let due = self
+            .checkpoint_deadline()
+            .is_some_and(|deadline| deadline <= self.now.mono_us);
+        if !due {
+            return;
+        }
+        self.checkpoints.waiting_since_us = Some(self.now.mono_us);
+        let wanted = self.execution.executed().next();
+        let question = Arc::new(PeerMessage::FetchSlots {
+            first: wanted,
+            last: wanted,
+        });
+        let shape = self.config.shape;
+        let turn = usize::from(self.config.twin().0) + self.checkpoints.asked;
+        self.checkpoints.asked += 1;
+        for to in shape.receivers(self.config.host()) {
+            if usize::from(to.twin.0) == turn % usize::from(shape.twins()) {
+                out.push(Effect::Send {
+                    to,
+                    message: question.clone(),
+                });
+            }
+        }
+    }
+
+    pub(super) fn checkpoint_deadline(&self) -> Option<u64> {
+        Some(self.checkpoints.waiting_since_us? + self.config.tuning.fetch_after_us)
+    }
+
+    /// The latest CHECKPOINT certificate of this host, for one who may lack it.
+    pub(super) fn repeat_checkpoint(&self, to: ReplicaId, out: &mut Effects) {
+        let Some((slot, digest)) = self.checkpoints.decided else {
+            return;
+        };
+        let statement = Statement::Checkpoint { slot, digest };
+        if let Some(certificate) = self.book.certificate(&statement) {
+            let message = Arc::new(PeerMessage::Certificate(certificate));
+            out.push(Effect::Send { to, message });
+        }
+    }
+
     /// The highest checkpoint that `Q` hosts agree on, when this twin has not reached it.
     pub(super) fn behind(&self) -> Option<Slot> {
         let quorum = self.config.shape.host_quorum();
-        let (slot, _) = self.checkpoints.agreed(self.stable, quorum)?;
+        let (slot, _) = self.checkpoints.agreed(self.stable, quorum).next()?;
         (slot > self.execution.executed()).then_some(slot)
     }
 

@@ -1,17 +1,21 @@
 //! When a slot is committed: `Q` hosts have accepted it in one view (protocol.md 4.6).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use twinbft_types::{Digest, HostId, Incarnation, Slot, Statement, View};
+use twinbft_types::wire::PeerMessage;
+use twinbft_types::{Digest, HostId, Incarnation, ReplicaId, Slot, Statement, View};
 
 use super::Replica;
-use crate::io::Effects;
+use crate::io::{Effect, Effects};
 
 /// What this twin knows of the other hosts' acceptance.
 #[derive(Debug, Default)]
 pub struct Commit {
     /// The last committed slot.
     committed: Slot,
+    /// When this twin was last up to date, or last asked for ACKs.
+    waiting_since_us: Option<u64>,
     /// Each host's highest ACK of the live view.
     acks: BTreeMap<HostId, (View, Slot)>,
     /// Incarnations above 0 (8).
@@ -66,6 +70,23 @@ impl Replica {
         }
     }
 
+    /// 6: an ACK is sent again until superseded, here to the one who shows that it lacks it.
+    pub(super) fn repeat_ack(&self, to: ReplicaId, out: &mut Effects) {
+        let (Some(view), (slot, history)) = (self.log.live_view(), self.log.accepted()) else {
+            return;
+        };
+        let statement = Statement::Ack {
+            view,
+            slot,
+            history,
+            beat: None,
+        };
+        if let Some(certificate) = self.book.certificate(&statement) {
+            let message = Arc::new(PeerMessage::Certificate(certificate));
+            out.push(Effect::Send { to, message });
+        }
+    }
+
     pub(super) fn handle_ack(&mut self, host: HostId, view: View, slot: Slot, history: Digest) {
         if self.log.live_view() != Some(view) {
             return;
@@ -106,5 +127,35 @@ impl Replica {
         // What this host has not accepted itself is not executed here, whoever else has it.
         let committed = accepted[shape.host_quorum() - 1].min(own);
         self.commit.committed = self.commit.committed.max(committed);
+        if self.commit.committed == own {
+            self.commit.waiting_since_us = None;
+        } else if self.commit.waiting_since_us.is_none() {
+            self.commit.waiting_since_us = Some(self.now.mono_us);
+        }
+    }
+
+    /// A backup that has accepted more than it knows to be committed asks the others for their ACKs: the
+    /// answer to a fetch carries them. The primary repeats its ORDERs instead.
+    pub(super) fn commit_timer(&mut self, out: &mut Effects) {
+        let due = self
+            .commit_deadline()
+            .is_some_and(|deadline| deadline <= self.now.mono_us);
+        if !due {
+            return;
+        }
+        self.commit.waiting_since_us = Some(self.now.mono_us);
+        let wanted = self.commit.committed.next();
+        let question = Arc::new(PeerMessage::FetchSlots {
+            first: wanted,
+            last: wanted,
+        });
+        self.send_to_counterparts(self.config.shape.all_hosts(), &question, out);
+    }
+
+    pub(super) fn commit_deadline(&self) -> Option<u64> {
+        if self.log.is_primary() {
+            return None;
+        }
+        Some(self.commit.waiting_since_us? + self.config.tuning.fetch_after_us)
     }
 }

@@ -89,7 +89,7 @@ impl Replica {
             Decision::Candidate { slot } => self.candidate_appeared(slot),
             Decision::Nacked { slot, requests } => {
                 self.vouch(&requests, out);
-                self.withdraw(slot, out);
+                self.handle_nacked(slot, !requests.is_empty(), out);
             }
             Decision::Void { from } => self.leader_voided(from),
             Decision::Ordered {

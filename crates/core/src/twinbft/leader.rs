@@ -13,6 +13,9 @@ use crate::session::Standing;
 /// While this many slots are in flight, requests gather into a full batch first (4.2).
 const EAGER_SLOTS: u64 = 2;
 
+/// How long a candidate with a NACK that names no request may still gather `q` votes, in microseconds.
+const NACK_GRACE_US: u64 = 20_000;
+
 /// What only the leader keeps.
 #[derive(Debug, Default)]
 pub struct Leader {
@@ -25,6 +28,8 @@ pub struct Leader {
     tip: Option<Tip>,
     /// A WITHDRAW of this candidate is under way: propose nothing until it is read back.
     withdrawing: Option<(Slot, Attempt)>,
+    /// A candidate with a NACK that may still be decided, and when to stop waiting for that.
+    doubted: Option<(Slot, u64)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -172,14 +177,47 @@ impl Replica {
         });
     }
 
-    /// 4.3: the leader withdraws a candidate that got a NACK.
-    pub(super) fn withdraw(&mut self, slot: Slot, out: &mut Effects) {
+    /// 4.3: the leader withdraws a candidate that got a NACK. At once when a request is named (its client's
+    /// next ones need HAVEs, which bar such a NACK) or when `q` votes have become impossible; otherwise one
+    /// bad follower could void every attempt, so the others get [`NACK_GRACE_US`] to decide it.
+    pub(super) fn handle_nacked(&mut self, slot: Slot, named: bool, out: &mut Effects) {
+        if !self.is_leader() {
+            return;
+        }
+        let hopeless = self
+            .log
+            .candidate(slot)
+            .is_some_and(|c| c.is_hopeless(self.config.shape));
+        if named || hopeless {
+            self.withdraw(slot, out);
+        } else if self.leader.doubted.is_none() {
+            self.leader.doubted = Some((slot, self.now.mono_us + NACK_GRACE_US));
+        }
+    }
+
+    pub(super) fn leader_timer(&mut self, out: &mut Effects) {
+        if let Some((slot, at_us)) = self.leader.doubted
+            && at_us <= self.now.mono_us
+        {
+            self.leader.doubted = None;
+            self.withdraw(slot, out);
+        }
+    }
+
+    pub(super) fn leader_deadline(&self) -> Option<u64> {
+        self.leader.doubted.map(|(_, at_us)| at_us)
+    }
+
+    fn withdraw(&mut self, slot: Slot, out: &mut Effects) {
         if !self.is_leader() || self.leader.withdrawing.is_some() {
             return;
         }
         let (Some(view), Some(candidate)) = (self.log.live_view(), self.log.candidate(slot)) else {
             return;
         };
+        if !candidate.is_nacked() {
+            return;
+        }
         self.leader.withdrawing = Some((slot, candidate.attempt));
         out.post(Entry::Withdraw {
             view,
@@ -193,6 +231,7 @@ impl Replica {
         let requests = self.voting.take_void(from);
         self.leader.tip = None;
         self.leader.withdrawing = None;
+        self.leader.doubted = None;
         if self.is_leader() {
             for (client, seq) in requests.into_iter().rev() {
                 self.leader.enqueue_first(client, seq);
@@ -222,6 +261,9 @@ impl Replica {
     pub(super) fn leader_ordered(&mut self, slot: Slot) {
         if self.leader.withdrawing.is_some_and(|(s, _)| s <= slot) {
             self.leader.withdrawing = None;
+        }
+        if self.leader.doubted.is_some_and(|(s, _)| s <= slot) {
+            self.leader.doubted = None;
         }
     }
 

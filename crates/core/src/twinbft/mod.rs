@@ -173,6 +173,9 @@ impl Replica {
         self.voting_timer(out);
         self.backup_timer(out);
         self.order_timer(out);
+        self.leader_timer(out);
+        self.commit_timer(out);
+        self.checkpoint_timer(out);
     }
 
     /// When the next [`Input::Timer`] is due, in [`Tick::mono_us`]; it may be in the past.
@@ -182,6 +185,9 @@ impl Replica {
             self.voting_deadline(),
             self.backup_deadline(),
             self.order_deadline(),
+            self.leader_deadline(),
+            self.commit_deadline(),
+            self.checkpoint_deadline(),
         ]
         .into_iter()
         .flatten()
@@ -206,7 +212,7 @@ impl Replica {
             }
             PeerMessage::Certificate(certificate) => {
                 let signed = self.verify(from, &certificate)?;
-                self.handle_statement(from, signed, out)
+                self.handle_statement(from, &signed, out)
             }
         }
     }
@@ -242,7 +248,7 @@ impl Replica {
     fn handle_statement(
         &mut self,
         from: ReplicaId,
-        signed: Signed,
+        signed: &Signed,
         out: &mut Effects,
     ) -> Result<(), PeerFault> {
         let host = signed.host;

@@ -175,6 +175,10 @@ impl Replica {
                 out.push(Effect::Send { to: from, message });
             }
         }
+        if !self.log.is_primary() {
+            self.repeat_ack(from, out);
+        }
+        self.repeat_checkpoint(from, out);
         Ok(())
     }
 }

@@ -1,0 +1,33 @@
+//! Invariants 6 and 7: whoever is named is Byzantine, and no host with only correct twins reports a divergence.
+
+use std::collections::BTreeSet;
+
+use twinbft_core::{Event, EventKind};
+use twinbft_types::ReplicaId;
+
+use super::{Violation, violation};
+
+/// `event` was reported by a correct twin; `byzantine` are those that deviate.
+pub fn check_event(event: &Event, byzantine: &BTreeSet<ReplicaId>) -> Result<(), Violation> {
+    let named = event.twin.map(|twin| ReplicaId {
+        host: event.host,
+        twin,
+    });
+    let host_is_correct = byzantine.iter().all(|r| r.host != event.host);
+    let innocent = named.filter(|named| !byzantine.contains(named));
+    match &event.kind {
+        EventKind::Culprit { .. } | EventKind::Invalid { .. } => match innocent {
+            Some(named) => Err(violation(6, format!("{named} was named: {event:?}"))),
+            None => Ok(()),
+        },
+        EventKind::NotDeterministic { .. } => Err(violation(
+            6,
+            format!("the service is deterministic: {event:?}"),
+        )),
+        EventKind::Divergence { .. } if host_is_correct => Err(violation(
+            7,
+            format!("a divergence of correct twins: {event:?}"),
+        )),
+        EventKind::Divergence { .. } | EventKind::Mute | EventKind::BadClient { .. } => Ok(()),
+    }
+}

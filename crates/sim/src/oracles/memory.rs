@@ -1,0 +1,37 @@
+//! Invariant 9: memory stays bounded, between the marks.
+
+use twinbft_core::{Replica, Tuning};
+
+use super::{Violation, violation};
+
+/// Looks at what one correct replica keeps.
+pub fn check_footprint(
+    replica: &Replica,
+    tuning: &Tuning,
+    unanimous: bool,
+) -> Result<(), Violation> {
+    // With m > q a twin may fall behind its own host; what it keeps then is bounded by state transfer only.
+    if replica.status().state == "behind" {
+        return Ok(());
+    }
+    // From one interval below L to the high mark of a sibling, whose L may be a checkpoint ahead; with m > q
+    // siblings may be two more ahead before this twin sees that it is behind.
+    let intervals = if unanimous { 4 } else { 6 };
+    let slots = usize::try_from(intervals * tuning.checkpoint_slots + 1).unwrap_or(usize::MAX);
+    for (what, count) in replica.footprint() {
+        let bound = match what {
+            "slots" | "waiting_orders" => slots,
+            "pool" | "queue" => tuning.pending_requests_max,
+            "sessions" => {
+                tuning.sessions_max * usize::try_from(crate::cast::CLIENTS_MAX).unwrap_or(1)
+            }
+            "replies" => 2048,
+            "reads" => 8192,
+            _ => usize::MAX,
+        };
+        if count > bound {
+            return Err(violation(9, format!("{count} {what}, bound {bound}")));
+        }
+    }
+    Ok(())
+}

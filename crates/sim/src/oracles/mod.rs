@@ -1,0 +1,86 @@
+//! The invariants of protocol.md 11, one file each, checked while the simulation runs.
+
+mod agreement;
+mod evidence;
+mod histories;
+mod memory;
+mod once;
+mod progress;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use twinbft_types::{ClientId, Digest, Request, Seq, Slot};
+
+pub use evidence::check_event;
+pub use histories::check_histories;
+pub use memory::check_footprint;
+pub use progress::check_progress;
+
+/// A broken invariant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which, by its number in section 11.
+    pub invariant: u8,
+    /// What was seen.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "invariant {}: {}", self.invariant, self.what)
+    }
+}
+
+/// A slot's history and what it executed.
+type Executed = (Digest, Vec<(ClientId, Seq, bytes::Bytes)>);
+
+/// What all correct twins together have executed.
+#[derive(Debug, Default)]
+pub struct Truth {
+    /// Each slot's history and what it executed, as the first twin did.
+    slots: BTreeMap<Slot, Executed>,
+    executed: BTreeMap<(ClientId, Seq), Slot>,
+    /// Registers after the last slot, and the slot of each write.
+    writes: BTreeMap<u8, Vec<(Slot, u64)>>,
+}
+
+impl Truth {
+    /// A correct twin is about to execute this.
+    pub fn execute(
+        &mut self,
+        slot: Slot,
+        history: Digest,
+        requests: &[Request],
+    ) -> Result<(), Violation> {
+        let first = agreement::check(&self.slots, slot, history, requests)?;
+        if first {
+            once::check(&mut self.executed, slot, requests)?;
+            for request in requests {
+                if let Some(crate::service::Operation::Write { key, value }) =
+                    crate::service::Operation::decode(&request.operation)
+                {
+                    self.writes.entry(key).or_default().push((slot, value));
+                }
+            }
+            let what = requests
+                .iter()
+                .map(|r| (r.client, r.seq, r.operation.clone()))
+                .collect();
+            self.slots.insert(slot, (history, what));
+        }
+        Ok(())
+    }
+
+    /// The last executed slot.
+    pub fn last(&self) -> Slot {
+        self.slots.keys().next_back().copied().unwrap_or_default()
+    }
+}
+
+fn violation(invariant: u8, what: impl Into<String>) -> Violation {
+    Violation {
+        invariant,
+        what: what.into(),
+    }
+}
