@@ -20,6 +20,16 @@ fn options(servers: &Servers) -> ClientOptions {
 async fn set_up(script: Script) -> (Servers, Client) {
     let servers = Servers::start(3, 2, script).await;
     let client = Client::connect(options(&servers)).await.unwrap();
+    // Each new connection makes every session announce itself once more, so counts need all of them first.
+    while client
+        .stats()
+        .await
+        .links
+        .iter()
+        .any(|(_, state)| *state != LinkState::Up)
+    {
+        tokio::task::yield_now().await;
+    }
     (servers, client)
 }
 
@@ -36,7 +46,9 @@ async fn calls_are_answered_in_three_or_four_steps() {
         let answer = session.call(operation.clone()).await.unwrap();
         assert_eq!(answer.result, operation);
         assert_eq!(answer.slot.0, u64::from(number) + 1);
-        assert!(matches!(answer.steps, Some(3 | 4)) && !answer.fast);
+        // The first request of a session goes to all hosts, and then nobody can tell.
+        assert_eq!(matches!(answer.steps, Some(3 | 4)), number > 0);
+        assert!(!answer.fast);
     }
     let (requests, bad_macs) = servers.counts();
     assert_eq!(
@@ -256,5 +268,5 @@ async fn too_large_operations_are_refused_before_they_are_sent() {
     let operation = Bytes::from(vec![7; 1024 * 1024]);
     let answer = client.session().call(operation.clone()).await.unwrap();
     assert_eq!(answer.result, operation);
-    assert_eq!(servers.counts().0, 2);
+    assert_eq!(servers.counts().0, 6);
 }

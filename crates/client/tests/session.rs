@@ -113,6 +113,34 @@ fn retransmission_goes_to_everybody_and_backs_off() {
 }
 
 #[test]
+fn an_announcement_goes_to_everybody_once_and_is_no_retransmission() {
+    let (mut cluster, mut session) = set_up_with(3, 2, |config| config.announce = true);
+    let first = session.submit(0, Bytes::new()).unwrap();
+    let sent = receivers(&mut session);
+    assert!(sent.len() == 6 && sent.iter().all(|(_, again)| !again));
+    for host in 1..3 {
+        give(
+            &mut session,
+            &mut cluster,
+            host,
+            first,
+            &Said::committed(9, b"a"),
+        );
+    }
+    assert_eq!(
+        completed(&mut session).unwrap().3,
+        None,
+        "nobody can tell which copy it was"
+    );
+    session.submit(0, Bytes::new()).unwrap();
+    assert_eq!(receivers(&mut session).len(), 2);
+    session.announce();
+    session.submit(0, Bytes::new()).unwrap();
+    session.submit(0, Bytes::new()).unwrap();
+    assert_eq!(receivers(&mut session).len(), 6 + 2);
+}
+
+#[test]
 fn retransmissions_do_not_pile_up_when_nobody_sends_them() {
     let (_, mut session) = set_up(3, 2);
     session.submit(0, Bytes::from_static(b"op")).unwrap();

@@ -138,7 +138,14 @@ impl State {
     fn round(&mut self, commands: &mut Vec<Command>, frames: &mut Vec<Inbound>, ticked: bool) {
         let now_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         for (from, frame) in frames.drain(..) {
-            self.handle_frame(now_us, from, frame);
+            match frame {
+                Some(frame) => self.handle_frame(now_us, from, frame),
+                // The replica knows no session of this stream yet.
+                None => self
+                    .slots
+                    .values_mut()
+                    .for_each(|slot| slot.session.announce()),
+            }
         }
         for command in commands.drain(..) {
             self.handle_command(now_us, command);

@@ -31,8 +31,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
-/// A frame and the replica whose certificate its connection showed.
-pub(super) type Inbound = (ReplicaId, pb::ReplicaFrame);
+/// A frame and the replica whose certificate its connection showed; none when the connection has just come up.
+pub(super) type Inbound = (ReplicaId, Option<pb::ReplicaFrame>);
 
 /// How a connection stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -280,10 +280,13 @@ async fn read(
         .map_err(|status| explain_status(&status))?
         .into_inner();
     link.set_state(LinkState::Up);
+    if inbound.send((link.replica, None)).await.is_err() {
+        return Ok(());
+    }
     loop {
         match frames.message().await {
             Ok(Some(frame)) => {
-                if inbound.send((link.replica, frame)).await.is_err() {
+                if inbound.send((link.replica, Some(frame))).await.is_err() {
                     return Ok(());
                 }
             }

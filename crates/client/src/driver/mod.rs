@@ -136,6 +136,7 @@ impl Client {
                 operation_bytes_max: target.request_bytes_max,
                 retransmit_after_us: micros(options.retransmit_after),
                 query_timeout_us: micros(options.query_timeout),
+                announce: true,
                 ..SessionConfig::new(
                     target.shape,
                     ClientId {

@@ -24,6 +24,11 @@ pub struct SessionConfig {
     pub retransmit_after_us: u64,
     /// Bound of the doubling, in microseconds.
     pub retransmit_us_max: u64,
+    /// Whether the session's first request, and the next one after [`super::Session::announce`], goes to the twins of
+    /// all hosts, not marked as a retransmission. Those of the other hosts do nothing with it, but where a replica
+    /// knows a client's stream only by what came in on it, they could not send their replies otherwise. Off: 4.1 to
+    /// the letter.
+    pub announce: bool,
     /// Microseconds after which a fast read falls back to an ordered one.
     pub query_timeout_us: u64,
 }
@@ -41,6 +46,7 @@ impl SessionConfig {
             operation_bytes_max: 1024 * 1024 + 16 * 1024,
             retransmit_after_us: 500_000,
             retransmit_us_max: 8_000_000,
+            announce: false,
             query_timeout_us: 250_000,
         }
     }

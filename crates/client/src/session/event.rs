@@ -16,7 +16,8 @@ pub enum Event {
         /// What the service said. It may share the memory of the message that it came in.
         result: Bytes,
         /// Length of the longest chain of network messages, the request itself included, that the accepted quorum
-        /// rests on; `None` when the request was sent more than once, because then nobody can tell which copy it was.
+        /// rests on; `None` when the request was sent more than once, or to all hosts at once, because then nobody
+        /// can tell which copy it was.
         ///
         /// Messages carry no hop count, so this is derived from who was asked and who answered. The request went to
         /// the twins of one host alone, so that host ordered it. It is the primary `p`. A reply of a backup then rests

@@ -54,6 +54,8 @@ pub struct Session {
     faults: FaultCounters,
     late_replies: u64,
     closed: Option<RefusalReason>,
+    /// Whether the next request goes to everybody.
+    announce: bool,
 }
 
 impl Session {
@@ -79,6 +81,7 @@ impl Session {
             faults: FaultCounters::default(),
             late_replies: 0,
             closed: None,
+            announce: config.announce,
             config,
         }
     }
@@ -120,7 +123,12 @@ impl Session {
             self.config.retransmit_after_us,
         );
         self.next_timeout_us = self.next_timeout_us.min(retransmit_at_us);
-        self.outbox.push_first_send(seq, primary);
+        if std::mem::take(&mut self.announce) {
+            self.requests[index].is_announcement = true;
+            self.outbox.push_announcement(seq);
+        } else {
+            self.outbox.push_first_send(seq, primary);
+        }
         Ok(seq)
     }
 
@@ -293,6 +301,11 @@ impl Session {
     /// The view to believe in has changed: first sends go to its primary host from now on. See [`ViewHints`].
     pub fn set_view(&mut self, view: View) {
         self.view = view;
+    }
+
+    /// A replica has a new connection to this client: see [`SessionConfig::announce`].
+    pub const fn announce(&mut self) {
+        self.announce = self.config.announce;
     }
 
     /// What is to be sent next. A message may be lost; the session repeats what matters.

@@ -26,6 +26,8 @@ pub(super) struct Pending {
     pub(super) digest: Digest,
     /// The host whose twins got it first.
     pub(super) first_host: HostId,
+    /// Whether its first send went to all hosts.
+    pub(super) is_announcement: bool,
     /// How often it was sent; 1 is the first send.
     pub(super) rounds: u32,
     pub(super) retransmit_at_us: u64,
@@ -48,6 +50,7 @@ impl Pending {
             },
             digest: Digest::ZERO,
             first_host: HostId(0),
+            is_announcement: false,
             rounds: 0,
             retransmit_at_us: 0,
             interval_us: 0,
@@ -77,6 +80,7 @@ impl Pending {
         self.digest = request.digest();
         self.request = request;
         self.first_host = primary;
+        self.is_announcement = false;
         self.rounds = 1;
         self.retransmit_at_us = retransmit_at_us;
         self.interval_us = interval_us;
@@ -104,7 +108,8 @@ impl Pending {
         Event::Completed {
             seq: self.seq(),
             slot: accepted.word.slot,
-            steps: (self.rounds == 1).then(|| steps(shape, self.first_host, &accepted)),
+            steps: (self.rounds == 1 && !self.is_announcement)
+                .then(|| steps(shape, self.first_host, &accepted)),
             hosts: accepted.hosts,
             result: accepted.result,
         }

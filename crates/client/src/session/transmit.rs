@@ -50,6 +50,8 @@ struct Sending {
     to: ReplicaId,
     /// To all hosts from `to` on, or to the twins of its host alone.
     everybody: bool,
+    /// Whether it was sent before.
+    again: bool,
     /// Those for the twins of `to.host`; empty until the first of them is served.
     macs: Vec<Mac>,
 }
@@ -59,7 +61,7 @@ struct Sending {
 pub(super) struct Outbox(VecDeque<Sending>);
 
 impl Outbox {
-    fn push(&mut self, what: What, host: HostId, everybody: bool) {
+    fn push(&mut self, what: What, host: HostId, everybody: bool, again: bool) {
         self.0.push_back(Sending {
             what,
             to: ReplicaId {
@@ -67,20 +69,25 @@ impl Outbox {
                 twin: TwinId(0),
             },
             everybody,
+            again,
             macs: Vec::new(),
         });
     }
 
     pub(super) fn push_first_send(&mut self, seq: Seq, primary: HostId) {
-        self.push(What::Request(seq), primary, false);
+        self.push(What::Request(seq), primary, false, false);
+    }
+
+    pub(super) fn push_announcement(&mut self, seq: Seq) {
+        self.push(What::Request(seq), HostId(0), true, false);
     }
 
     pub(super) fn push_retransmission(&mut self, seq: Seq) {
-        self.push(What::Request(seq), HostId(0), true);
+        self.push(What::Request(seq), HostId(0), true, true);
     }
 
     pub(super) fn push_query(&mut self, nonce: Nonce) {
-        self.push(What::Query(nonce), HostId(0), true);
+        self.push(What::Query(nonce), HostId(0), true, false);
     }
 
     pub(super) fn front(&self) -> Option<What> {
@@ -105,7 +112,7 @@ impl Outbox {
                     host: sending.to.host,
                     macs: sending.macs.clone(),
                 },
-                retransmission: sending.everybody,
+                retransmission: sending.again,
             },
         };
         if self.advance(config) {
