@@ -1,3 +1,93 @@
-//! The twinbft command.
+//! The `twinbft` command: reads the command line and hands over to `cmd`.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod cmd;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use twinbft_config::ConfigError;
+
+/// A bad configuration, as in sysexits.h.
+const EXIT_CONFIG: u8 = 64;
+
+/// Byzantine fault-tolerant replication on twin virtual machines.
+///
+/// Start with `twinbft init DIR` and `twinbft up DIR`; `twinbft status --config DIR` shows what is running.
+#[derive(Debug, Parser)]
+#[command(
+    name = "twinbft",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+Exit status: 0 success, 1 failure, 2 a wrong command line, 64 a wrong configuration."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(cmd::init::Args),
+    Keygen(cmd::keygen::Args),
+    Check(cmd::check::Args),
+    Up(cmd::up::Args),
+    Down(cmd::down::Args),
+    Status(cmd::status::Args),
+    Completion(cmd::completion::Args),
+    #[command(name = twinbft_cli::supervise::LAUNCH, hide = true)]
+    Launch(cmd::launch::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Init(args) => cmd::init::run(&args),
+        Command::Keygen(args) => cmd::keygen::run(&args),
+        Command::Check(args) => cmd::check::run(&args),
+        Command::Up(args) => cmd::up::run(&args),
+        Command::Down(args) => cmd::down::run(&args),
+        Command::Status(args) => cmd::status::run(&args),
+        Command::Completion(args) => cmd::completion::run::<Cli>(&args),
+        Command::Launch(args) => cmd::launch::run(&args),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("twinbft: {error:#}");
+        match error.downcast_ref::<ConfigError>() {
+            Some(ConfigError::Invalid { .. }) => ExitCode::from(EXIT_CONFIG),
+            Some(ConfigError::Read { .. }) | None => ExitCode::FAILURE,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_explains_itself() {
+        for command in super::Cli::command()
+            .get_subcommands()
+            .filter(|command| !command.is_hide_set())
+        {
+            assert!(
+                command.get_about().is_some(),
+                "{} has no help",
+                command.get_name()
+            );
+            for argument in command.get_arguments() {
+                assert!(
+                    argument.get_help().is_some(),
+                    "{} {}",
+                    command.get_name(),
+                    argument.get_id()
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! One module for each subcommand: its arguments and what it does.
+
+pub mod check;
+pub mod completion;
+pub mod down;
+pub mod init;
+pub mod keygen;
+pub mod launch;
+pub mod secret_file;
+pub mod status;
+pub mod up;
