@@ -115,8 +115,14 @@ impl Reports {
     /// The reader may be gone, which is no reason to stop.
     fn say(&self, mark: &str, text: &str) {
         let mut out = std::io::stdout().lock();
-        for line in text.lines() {
-            let mark = if self.marked { mark } else { "" };
+        let mut lines = text.lines().peekable();
+        while let Some(line) = lines.next() {
+            // Nobody listens after the line that is marked as the last one.
+            let mark = match (self.marked, mark) {
+                (false, _) => "",
+                (true, READY) if lines.peek().is_some() => PROGRESS,
+                (true, mark) => mark,
+            };
             let _written = writeln!(out, "{mark}{line}");
         }
         let _flushed = out.flush();

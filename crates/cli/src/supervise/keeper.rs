@@ -22,8 +22,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 const RECOVERED_AFTER: Duration = Duration::from_secs(10);
 /// After so many ends in a row that were never ready, there is no point in trying again.
 const UNREADY_ENDS_MAX: u32 = 5;
-/// Daemons end with this status when their configuration is wrong: trying again does not change it.
-const EXIT_CONFIG: i32 = 64;
+/// Daemons end so when trying again changes nothing: a wrong configuration, or a state that needs recovery.
+const EXITS_FOR_GOOD: [i32; 2] = [64, 65];
 /// The first descriptor of the sd_listen_fds protocol.
 const LISTEN_FDS_START: i32 = 3;
 
@@ -212,7 +212,8 @@ fn pause(mut slot: Locked<'_>, ends: &mut Ends, status: ExitStatus) {
         slot.publish();
         return;
     }
-    if status.code() == Some(EXIT_CONFIG) || ends.unready >= UNREADY_ENDS_MAX {
+    let for_good = status.code().is_some_and(|code| EXITS_FOR_GOOD.contains(&code));
+    if for_good || ends.unready >= UNREADY_ENDS_MAX {
         process.state = ProcessState::Failed;
         process.wanted = Wanted::Down;
         process.detail = Some(format!("{how} before it was ready"));

@@ -197,6 +197,8 @@ impl Shared {
             if slot.wanted != Wanted::Gone {
                 slot.wanted = Wanted::Running;
                 slot.hurry = true;
+                // Whoever waits from now on waits for the new start and not for the old end.
+                slot.state = ProcessState::Restarting;
             }
             match slot.pid {
                 Some(pid) if was_wanted => {
