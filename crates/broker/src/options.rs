@@ -1,9 +1,10 @@
 //! What the broker is started with, and the flags that fill it.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lexopt::prelude::*;
+use twinbft_config::{ClusterConfig, Layout};
 use twinbft_postbox::Limits;
 use twinbft_postbox::vchan::{ORDER_MAX, ORDER_MIN};
 
@@ -11,8 +12,10 @@ use crate::journal::LogFormat;
 
 /// The help text.
 pub const USAGE: &str = "\
-usage: postbox-broker --dir DIR --state-dir DIR --cluster-id ID [options]
+usage: postbox-broker --config FILE --host N [options]
+       postbox-broker --dir DIR --state-dir DIR --cluster-id ID [options]
 
+  --config FILE         cluster.toml; the flags below replace what it says
   --dir DIR             where the sockets are (twin-<t>.sock, broker.sock)
   --state-dir DIR       where the epoch is kept; must survive a reboot
   --cluster-id ID       the cluster that this host belongs to
@@ -68,6 +71,33 @@ impl BrokerOptions {
         }
     }
 
+    /// What `cluster.toml` says of one host.
+    ///
+    /// # Errors
+    /// All mistakes of the file, or a host that is not in it.
+    pub fn from_cluster(file: &Path, host: u8) -> Result<Self, String> {
+        let cluster = ClusterConfig::load(file).map_err(|error| error.to_string())?;
+        let of_host = cluster.host(host).ok_or_else(|| {
+            let file = file.display();
+            format!(
+                "{file} has no host {host}: its hosts are 0 to {}",
+                cluster.host_count() - 1
+            )
+        })?;
+        let directory = Layout::of_file(file).host_run(host);
+        let twins = cluster.twin_count();
+        let id = cluster.cluster.id.clone();
+        let mut options = Self::new(directory.clone(), directory, id, u32::from(host), twins);
+        options.limits.log_bytes = cluster.postbox.log_bytes;
+        options.limits.entry_bytes_max = cluster.postbox.entry_bytes_max;
+        options.limits.state_bytes_max = cluster.postbox.state_bytes_max;
+        options.limits.trim_every = cluster.protocol.trim_entries;
+        options.spin_us = u32::try_from(cluster.postbox.spin_us).unwrap_or(u32::MAX);
+        let uids = of_host.twins.iter();
+        options.uids = uids.filter_map(|t| Some((t.id, t.uid?))).collect();
+        Ok(options)
+    }
+
     /// Checks what the types do not.
     ///
     /// # Errors
@@ -114,34 +144,66 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
 }
 
 fn parse_flags(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
-    let (mut dir, mut state_dir, mut cluster_id) = (None, None, None);
-    let mut options = BrokerOptions::new(PathBuf::new(), PathBuf::new(), String::new(), 0, 2);
+    let mut arguments = Vec::new();
+    let mut config: Option<PathBuf> = None;
+    let mut host = 0;
+    // The file first, wherever it stands: flags replace what it says.
     while let Some(argument) = parser.next()? {
         match argument {
-            Long("dir") => dir = Some(PathBuf::from(parser.value()?)),
-            Long("state-dir") => state_dir = Some(PathBuf::from(parser.value()?)),
-            Long("cluster-id") => cluster_id = Some(parser.value()?.string()?),
-            Long("host") => options.host = parser.value()?.parse()?,
-            Long("twins") => options.limits.twins = parser.value()?.parse()?,
-            Long("log-bytes") => options.limits.log_bytes = parser.value()?.parse()?,
-            Long("entry-bytes-max") => options.limits.entry_bytes_max = parser.value()?.parse()?,
-            Long("state-bytes-max") => options.limits.state_bytes_max = parser.value()?.parse()?,
-            Long("trim-every") => options.limits.trim_every = parser.value()?.parse()?,
-            Long("ring-order") => options.ring_order = parser.value()?.parse()?,
-            Long("spin-us") => options.spin_us = parser.value()?.parse()?,
-            Long("uid") => options.uids.push(parser.value()?.parse_with(parse_uid)?),
-            Long("log-format") => options.log_format = parser.value()?.parse_with(parse_format)?,
+            Long("config") => config = Some(PathBuf::from(parser.value()?)),
+            Long("host") => host = parser.value()?.parse()?,
             Long("help") | Short('h') => return Ok(Command::Help),
             Long("version") => return Ok(Command::Version),
-            Short(_) | Long(_) | Value(_) => return Err(argument.unexpected()),
+            Long(name) => {
+                let name = name.to_owned();
+                arguments.push((name, parser.value()?));
+            }
+            Short(_) | Value(_) => return Err(argument.unexpected()),
         }
     }
-    let missing = |name: &str| lexopt::Error::from(format!("{name} is missing"));
-    options.dir = dir.ok_or_else(|| missing("--dir"))?;
-    options.state_dir = state_dir.ok_or_else(|| missing("--state-dir"))?;
-    options.cluster_id = cluster_id.ok_or_else(|| missing("--cluster-id"))?;
+    let mut options = match &config {
+        Some(file) => BrokerOptions::from_cluster(file, host)?,
+        None => BrokerOptions::new(
+            PathBuf::new(),
+            PathBuf::new(),
+            String::new(),
+            u32::from(host),
+            2,
+        ),
+    };
+    for (name, value) in arguments {
+        set_flag(&mut options, &name, value)?;
+    }
+    for (flag, is_missing) in [
+        ("--dir", options.dir.as_os_str().is_empty()),
+        ("--state-dir", options.state_dir.as_os_str().is_empty()),
+        ("--cluster-id", options.cluster_id.is_empty()),
+    ] {
+        if is_missing {
+            return Err(format!("{flag} is missing, or --config FILE").into());
+        }
+    }
     options.validate()?;
     Ok(Command::Run(Box::new(options)))
+}
+
+fn set_flag(options: &mut BrokerOptions, name: &str, value: OsString) -> Result<(), lexopt::Error> {
+    match name {
+        "dir" => options.dir = PathBuf::from(value),
+        "state-dir" => options.state_dir = PathBuf::from(value),
+        "cluster-id" => options.cluster_id = value.string()?,
+        "twins" => options.limits.twins = value.parse()?,
+        "log-bytes" => options.limits.log_bytes = value.parse()?,
+        "entry-bytes-max" => options.limits.entry_bytes_max = value.parse()?,
+        "state-bytes-max" => options.limits.state_bytes_max = value.parse()?,
+        "trim-every" => options.limits.trim_every = value.parse()?,
+        "ring-order" => options.ring_order = value.parse()?,
+        "spin-us" => options.spin_us = value.parse()?,
+        "uid" => options.uids.push(value.parse_with(parse_uid)?),
+        "log-format" => options.log_format = value.parse_with(parse_format)?,
+        other => return Err(format!("unknown flag --{other}").into()),
+    }
+    Ok(())
 }
 
 fn parse_uid(text: &str) -> Result<(u8, u32), String> {
@@ -202,7 +264,11 @@ mod tests {
             (&["--uid", "5=0"], "twin 5"),
             (&["--ring-order", "30"], "ring_order = 30"),
             (&["--log-format", "xml"], "xml"),
-            (&["--frobnicate"], "frobnicate"),
+            (&["--frobnicate", "1"], "frobnicate"),
+            (
+                &["--config", "/nowhere/cluster.toml"],
+                "/nowhere/cluster.toml",
+            ),
             (&["--log-bytes", "4096"], "log_bytes = 4096"),
         ] {
             let error = run(&[&required[..], flags].concat()).expect_err("a mistake");

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use crate::frame::{encode_append, encode_trim};
 use crate::ledger::Refusal;
 use crate::link::Link;
-use crate::log_view::LogView;
+use crate::log_view::{LastRefusal, LogView};
 use crate::vchan::RingProducer;
 
 /// Why an append was not taken in.
@@ -189,8 +189,11 @@ impl Appender {
         if self.link.is_closed() {
             return Err(AppendError::Closed);
         }
+        // Read before the confirmations, which are published before it: so a refusal is of the first
+        // unconfirmed append or of one that was accepted since.
+        let refusal = self.view.last_refusal(self.link.twin);
         self.confirm()?;
-        let event = self.check_refusal();
+        let event = refusal.and_then(|last| self.check_refusal(last));
         let event = event.or_else(|| self.check_trim());
         let event = event.or_else(|| self.check_room());
         self.pump()?;
@@ -246,8 +249,7 @@ impl Appender {
         AppendError::Broken(what)
     }
 
-    fn check_refusal(&mut self) -> Option<AppendEvent> {
-        let last = self.view.last_refusal(self.link.twin);
+    fn check_refusal(&mut self, last: LastRefusal) -> Option<AppendEvent> {
         if last.refusals == self.refusals_seen {
             return None;
         }

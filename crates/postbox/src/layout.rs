@@ -30,8 +30,10 @@ pub struct TwinBlock {
     pub refusals: u64,
     /// Bytes that this twin's records hold in the log.
     pub live_bytes: u64,
+    /// The same count, written first: a reader that sees the two differ comes back later.
+    pub refusals_begun: u64,
     /// Zero.
-    pub reserved: [u64; 2],
+    pub reserved: u64,
 }
 
 /// One of the two places of an agreed STATE.

@@ -215,15 +215,18 @@ impl LogView {
         self.memory.load_u64_acquire(twin_field!(twin, refusals))
     }
 
-    /// The count is read first: the other words then belong to it or to a later refusal.
-    pub(crate) fn last_refusal(&self, twin: u8) -> LastRefusal {
+    /// `None` while the broker is writing it; its wake-up comes afterwards. Half an old and half a new
+    /// refusal would make the appender send again what is already on its way.
+    pub(crate) fn last_refusal(&self, twin: u8) -> Option<LastRefusal> {
         let refusals = self.refusals(twin);
-        LastRefusal {
+        let last = LastRefusal {
             refusals,
             number: self.memory.load_u64(twin_field!(twin, refused_number)),
             at_head: self.memory.load_u64(twin_field!(twin, refused_at_head)),
             reason: Refusal::from_code(self.memory.load_u64(twin_field!(twin, refused_reason))),
-        }
+        };
+        fence(Ordering::Acquire);
+        (self.memory.load_u64(twin_field!(twin, refusals_begun)) == refusals).then_some(last)
     }
 
     /// Reads the next entry into `payload` (its old content is dropped). `None` at the end.

@@ -24,14 +24,22 @@ pub enum AdoptError {
     Limits,
 }
 
+/// A twin's refusals so far.
+#[derive(Clone, Default)]
+struct Refusals {
+    count: u64,
+    /// Number, head position at that time, and reason, when they were not published yet.
+    last: Option<(u64, u64, Refusal)>,
+}
+
 /// The writer of a log region.
 pub struct LogWriter {
     memory: WriteMemory,
     layout: RegionLayout,
     info: LogInfo,
     ledger: Ledger,
-    /// Refusals so far, per twin.
-    refusals: Vec<u64>,
+    /// Per twin.
+    refusals: Vec<Refusals>,
     /// STATEs agreed so far.
     states: u64,
     published_tail: u64,
@@ -92,7 +100,7 @@ impl LogWriter {
             layout,
             info,
             ledger,
-            refusals: vec![0; usize::from(twins)],
+            refusals: vec![Refusals::default(); usize::from(twins)],
             states,
             published_tail: 0,
             dirty_twins: (1 << twins) - 1,
@@ -157,7 +165,7 @@ impl LogWriter {
                 self.write_record(sender, number, placed, payload);
                 self.dirty_twins |= 1 << sender;
             }
-            Outcome::Refused(refusal) => self.publish_refusal(sender, number, refusal),
+            Outcome::Refused(refusal) => self.note_refusal(sender, number, refusal),
             Outcome::OutOfOrder { .. } => {}
         }
         outcome
@@ -167,7 +175,7 @@ impl LogWriter {
     pub fn append_too_large(&mut self, sender: u8, number: u64) -> Outcome {
         let outcome = self.ledger.append(sender, number, u64::MAX);
         match outcome {
-            Outcome::Refused(refusal) => self.publish_refusal(sender, number, refusal),
+            Outcome::Refused(refusal) => self.note_refusal(sender, number, refusal),
             Outcome::OutOfOrder { .. } => {}
             Outcome::Accepted(_) => unreachable!("no limit allows an entry of 2^64 bytes"),
         }
@@ -185,20 +193,13 @@ impl LogWriter {
         self.memory.copy_in(at + HEADER_BYTES, payload);
     }
 
-    fn publish_refusal(&mut self, twin: u8, number: u64, refusal: Refusal) {
-        // What the twin reads as "room was made" must not be older than this refusal.
-        let count = &mut self.refusals[usize::from(twin)];
-        *count += 1;
-        self.memory
-            .store_u64(twin_field!(twin, refused_number), number);
-        self.memory.store_u64(
-            twin_field!(twin, refused_at_head),
-            self.ledger.head_position(),
-        );
-        self.memory
-            .store_u64(twin_field!(twin, refused_reason), refusal as u64);
-        self.memory
-            .store_u64_release(twin_field!(twin, refusals), *count);
+    /// Published with the next confirmations and after them: a twin that saw the refusal of a number
+    /// before the confirmation of the one below it would take it for old news.
+    fn note_refusal(&mut self, twin: u8, number: u64, refusal: Refusal) {
+        let refusals = &mut self.refusals[usize::from(twin)];
+        refusals.count += 1;
+        refusals.last = Some((number, self.ledger.head_position(), refusal));
+        self.dirty_twins |= 1 << twin;
     }
 
     /// Takes a trim proposal; when it is agreed the STATE and the new head are published.
@@ -263,6 +264,17 @@ impl LogWriter {
             );
             self.memory
                 .store_u64(twin_field!(twin, live_bytes), self.ledger.live_bytes(twin));
+            let refusals = &mut self.refusals[usize::from(twin)];
+            if let Some((number, at_head, refusal)) = refusals.last.take() {
+                self.memory
+                    .store_u64(twin_field!(twin, refused_number), number);
+                self.memory
+                    .store_u64(twin_field!(twin, refused_at_head), at_head);
+                self.memory
+                    .store_u64(twin_field!(twin, refused_reason), refusal as u64);
+                self.memory
+                    .store_u64_release(twin_field!(twin, refusals), refusals.count);
+            }
         }
         self.dirty_twins = 0;
         true
@@ -298,14 +310,28 @@ fn collect(view: &mut LogView) -> Result<Retained, AdoptError> {
         let payload_bytes = u32::try_from(payload.len()).expect("checked against entry_bytes_max");
         entries.push((entry.sender, payload_bytes));
     }
-    // A broker killed between publishing the tail and the confirmations leaves these behind.
-    let next_numbers = (0..twins)
-        .map(|twin| {
-            next_seen[usize::from(twin)]
-                .unwrap_or(0)
-                .max(view.next_number(twin))
-        })
-        .collect();
+    // The tail's position and the confirmations are published after its offset, so a broker killed in
+    // between leaves them behind; ahead they cannot be, unless entries are missing.
+    let position = view.position();
+    if view.end() > position {
+        let what = Corruption::Tail {
+            tail: view.end(),
+            at: position,
+        };
+        return Err(ReadError::Corrupt { position, what }.into());
+    }
+    let mut next_numbers = Vec::new();
+    for twin in 0..twins {
+        let confirmed = view.next_number(twin);
+        match next_seen[usize::from(twin)] {
+            Some(seen) if confirmed > seen => {
+                let what = Corruption::AppendNumber(confirmed);
+                return Err(ReadError::Corrupt { position, what }.into());
+            }
+            Some(seen) => next_numbers.push(seen),
+            None => next_numbers.push(confirmed),
+        }
+    }
     Ok(Retained {
         head_position,
         head_offset,
@@ -328,3 +354,7 @@ pub fn peek_info(old: Arc<ReadMemory>) -> Result<LogInfo, RegionError> {
 pub fn region_bytes(limits: &Limits) -> usize {
     RegionLayout::new(limits).region_bytes()
 }
+
+#[cfg(test)]
+#[path = "log_tests.rs"]
+mod tests;

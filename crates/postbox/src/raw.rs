@@ -10,6 +10,7 @@ use std::num::NonZeroUsize;
 use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -29,7 +30,7 @@ enum Backing {
     /// Plain memory for tests and for tools like Miri; held only to be freed.
     Heap(
         #[allow(dead_code, reason = "owns the allocation that `base` points into")]
-        Box<[AtomicU64]>,
+        Arc<[AtomicU64]>,
     ),
 }
 
@@ -186,13 +187,19 @@ impl WriteMemory {
     /// Zeroed plain memory, for tests of the algorithms without a kernel.
     #[must_use]
     pub fn heap(bytes: usize) -> Self {
-        let words: Box<[AtomicU64]> = (0..bytes.div_ceil(8)).map(|_| AtomicU64::new(0)).collect();
-        let base = NonNull::from(&*words).cast();
-        Self(ReadMemory {
-            base,
+        Self::heap_pair(bytes).0
+    }
+
+    /// The same with a second, read-only view of it.
+    #[must_use]
+    pub fn heap_pair(bytes: usize) -> (Self, Arc<ReadMemory>) {
+        let words: Arc<[AtomicU64]> = (0..bytes.div_ceil(8)).map(|_| AtomicU64::new(0)).collect();
+        let view = |words: Arc<[AtomicU64]>| ReadMemory {
+            base: NonNull::from(&*words).cast(),
             bytes,
             backing: Backing::Heap(words),
-        })
+        };
+        (Self(view(words.clone())), Arc::new(view(words)))
     }
 
     /// Writes a byte without ordering.
