@@ -211,9 +211,11 @@ impl World {
     /// many messages stays behind, and counts as silent.
     fn live_hosts(&self) -> usize {
         let shape = self.scenario.shape;
+        let stable = self.twins.values().map(|t| t.core.status().stable);
+        let stable = stable.max().unwrap_or_default();
         let live = |host: HostId| {
             let twins = self.twins.values().filter(|t| t.id.host == host);
-            let live = twins.filter(|t| t.double.is_none() && t.core.status().state != "behind");
+            let live = twins.filter(|t| t.double.is_none() && t.core.status().executed >= stable);
             live.count() >= shape.twin_quorum()
         };
         shape.all_hosts().filter(|host| live(*host)).count()

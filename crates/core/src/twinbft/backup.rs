@@ -73,10 +73,10 @@ impl Replica {
         if self.backup.waiting.contains_key(&slot) {
             return Ok(());
         }
+        self.hear_of(slot);
         if slot > self.high_mark() {
             return Err(PeerFault::BeyondMarks { from });
         }
-        self.hear_of(slot);
         if order.bodies.len() > self.config.tuning.batch_requests_max {
             return Err(PeerFault::BatchTooLarge { from });
         }

@@ -26,8 +26,6 @@ pub struct Checkpoints {
     decided: Option<(Slot, Digest)>,
     /// Since when an own digest waits for `Q` hosts, or when they were last asked.
     waiting_since_us: Option<u64>,
-    /// Counts the questions, to ask another twin each time.
-    asked: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -178,17 +176,7 @@ impl Replica {
             first: wanted,
             last: wanted,
         });
-        let shape = self.config.shape;
-        let turn = usize::from(self.config.twin().0) + self.checkpoints.asked;
-        self.checkpoints.asked += 1;
-        for to in shape.receivers(self.config.host()) {
-            if usize::from(to.twin.0) == turn % usize::from(shape.twins()) {
-                out.push(Effect::Send {
-                    to,
-                    message: question.clone(),
-                });
-            }
-        }
+        self.ask_around(&question, out);
     }
 
     pub(super) fn checkpoint_deadline(&self) -> Option<u64> {

@@ -149,7 +149,7 @@ impl Replica {
             first: wanted,
             last: wanted,
         });
-        self.send_to_counterparts(self.config.shape.all_hosts(), &question, out);
+        self.ask_around(&question, out);
     }
 
     pub(super) fn commit_deadline(&self) -> Option<u64> {

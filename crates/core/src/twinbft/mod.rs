@@ -22,9 +22,10 @@ mod status;
 mod voting;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use twinbft_types::wire::PeerMessage;
-use twinbft_types::{Digest, HostId, ReplicaId, Signed, Slot, Statement};
+use twinbft_types::{Digest, HostId, ReplicaId, Signed, Slot, Statement, TwinId};
 
 use crate::config::CoreConfig;
 use crate::fault::PeerFault;
@@ -68,6 +69,8 @@ pub struct Replica {
     checkpoints: Checkpoints,
     divergences: Divergences,
     reads: Reads,
+    /// Counts the questions to other hosts, to ask other twins each time.
+    asked: u8,
     /// Used by [`entry`], empty between steps; kept for its memory.
     decisions: Vec<Decision>,
 }
@@ -104,6 +107,7 @@ impl Replica {
             checkpoints: Checkpoints::default(),
             divergences: Divergences::default(),
             reads: Reads::default(),
+            asked: 0,
             decisions: Vec::new(),
             config,
         }
@@ -317,13 +321,30 @@ impl Replica {
         Slot(self.stable.0 + 2 * self.config.tuning.checkpoint_slots)
     }
 
+    /// Sends to the twins of the same number (protocol.md 4.4: twin `t` serves the remote twins `t`).
     fn send_to_counterparts(
         &self,
         hosts: impl Iterator<Item = HostId>,
-        message: &std::sync::Arc<PeerMessage>,
+        message: &Arc<PeerMessage>,
         out: &mut Effects,
     ) {
-        let twin = self.config.twin();
+        self.send_to_twin(self.config.twin(), hosts, message, out);
+    }
+
+    /// Asks one twin of each other host, another one each time: a counterpart may be mute.
+    fn ask_around(&mut self, message: &Arc<PeerMessage>, out: &mut Effects) {
+        self.asked = self.asked.wrapping_add(1);
+        let twin = self.config.twin().0.wrapping_add(self.asked) % self.config.shape.twins();
+        self.send_to_twin(TwinId(twin), self.config.shape.all_hosts(), message, out);
+    }
+
+    fn send_to_twin(
+        &self,
+        twin: TwinId,
+        hosts: impl Iterator<Item = HostId>,
+        message: &Arc<PeerMessage>,
+        out: &mut Effects,
+    ) {
         for host in hosts.filter(|h| *h != self.config.host()) {
             out.push(Effect::Send {
                 to: ReplicaId { host, twin },

@@ -138,7 +138,7 @@ impl Replica {
             messages.extend(data.order(slot, quorum));
         }
         for message in messages {
-            self.send_to_counterparts(self.config.shape.all_hosts(), &message, out);
+            self.ask_around(&message, out);
         }
     }
 

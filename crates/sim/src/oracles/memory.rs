@@ -14,9 +14,9 @@ pub fn check_footprint(
     if replica.status().state == "behind" {
         return Ok(());
     }
-    // From one interval below L to the high mark of a sibling, whose L may be a checkpoint ahead; with m > q
-    // siblings may be two more ahead before this twin sees that it is behind.
-    let intervals = if unanimous { 4 } else { 6 };
+    // From one interval below L to the high mark of a sibling, whose L may be a checkpoint ahead. With m > q a
+    // twin that lacks a body falls behind its siblings until state transfer ends that: a loose bound.
+    let intervals = if unanimous { 4 } else { 16 };
     let slots = usize::try_from(intervals * tuning.checkpoint_slots + 1).unwrap_or(usize::MAX);
     for (what, count) in replica.footprint() {
         let bound = match what {
