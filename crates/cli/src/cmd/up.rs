@@ -16,6 +16,8 @@ use twinbft_cli::supervise::{
 
 /// How long a process may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Logs that are shown when processes do not start.
+const LOGS_MAX: usize = 3;
 /// Lines of a log that are shown when its process does not start.
 const LOG_LINES: usize = 5;
 /// How much of the end of a log is looked at for them.
@@ -271,7 +273,16 @@ fn describe(process: &ProcessStatus) -> String {
 /// The last lines of the logs of those that did not start.
 fn failed_logs(cluster: &Cluster, processes: &[ProcessStatus]) -> String {
     let mut text = String::new();
-    for process in processes.iter().filter(|p| p.state != ProcessState::Ready) {
+    let failed = |process: &&ProcessStatus| process.state == ProcessState::Failed;
+    let any_failed = processes.iter().any(|process| failed(&process));
+    let unready = processes
+        .iter()
+        .filter(|process| process.state != ProcessState::Ready);
+    // Those that were given up, and while none was, those that are still awaited.
+    for process in unready
+        .filter(|process| failed(process) || !any_failed)
+        .take(LOGS_MAX)
+    {
         let path = cluster
             .layout
             .log()

@@ -135,6 +135,8 @@ fn start(spec: &Spec, slot: &mut Slot) -> Result<Child, String> {
     command.arg("--").arg(&spec.program).args(&spec.arguments);
     command
         .env("NOTIFY_SOCKET", &spec.notify_socket)
+        // Their output is a file.
+        .env("NO_COLOR", "1")
         .env_remove("WATCHDOG_USEC")
         .env_remove("WATCHDOG_PID")
         .env_remove("LISTEN_PID")
@@ -212,7 +214,9 @@ fn pause(mut slot: Locked<'_>, ends: &mut Ends, status: ExitStatus) {
         slot.publish();
         return;
     }
-    let for_good = status.code().is_some_and(|code| EXITS_FOR_GOOD.contains(&code));
+    let for_good = status
+        .code()
+        .is_some_and(|code| EXITS_FOR_GOOD.contains(&code));
     if for_good || ends.unready >= UNREADY_ENDS_MAX {
         process.state = ProcessState::Failed;
         process.wanted = Wanted::Down;
