@@ -14,6 +14,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .output()?;
     let version = String::from_utf8_lossy(&compiler.stdout);
     println!("cargo:rustc-env=TWINBFT_RUSTC={}", version.trim());
-    println!("cargo:rustc-env=TWINBFT_PROFILE={}", std::env::var("PROFILE")?);
+    println!(
+        "cargo:rustc-env=TWINBFT_PROFILE={}",
+        std::env::var("PROFILE")?
+    );
     Ok(())
 }

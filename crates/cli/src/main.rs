@@ -35,6 +35,10 @@ enum Command {
     Up(cmd::up::Args),
     Down(cmd::down::Args),
     Status(cmd::status::Args),
+    Kv(cmd::kv::KvArgs),
+    Bench(cmd::bench::BenchArgs),
+    #[command(hide = true)]
+    BenchServer(cmd::bench::server::BenchServerArgs),
     Completion(cmd::completion::Args),
     #[command(name = twinbft_cli::supervise::LAUNCH, hide = true)]
     Launch(cmd::launch::Args),
@@ -48,6 +52,9 @@ fn main() -> ExitCode {
         Command::Up(args) => cmd::up::run(&args),
         Command::Down(args) => cmd::down::run(&args),
         Command::Status(args) => cmd::status::run(&args),
+        Command::Kv(args) => cmd::kv::block_on(cmd::kv::run(args)),
+        Command::Bench(args) => cmd::kv::block_on(cmd::bench::run(args)),
+        Command::BenchServer(args) => cmd::kv::block_on(cmd::bench::server::run(args)),
         Command::Completion(args) => cmd::completion::run::<Cli>(&args),
         Command::Launch(args) => cmd::launch::run(&args),
     };

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use clap::ArgGroup;
 use serde_json::{Map, Value as Json, json};
 use twinbft_client::kv::{Expect, KvClient, KvError, Swapped};
 use twinbft_client::{CallError, Client, ClientOptions};
@@ -89,9 +90,10 @@ enum Operation {
 }
 
 #[derive(Debug, clap::Args)]
-#[group(id = "expected", required = true, multiple = false,
-        args = ["expect", "expect_absent", "expect_revision"])]
-#[group(id = "replacement", required = true, multiple = false, args = ["value", "delete"])]
+#[command(
+    group = ArgGroup::new("expected").required(true).args(["expect", "expect_absent", "expect_revision"]),
+    group = ArgGroup::new("replacement").required(true).args(["value", "delete"])
+)]
 struct CasArgs {
     /// The key
     key: String,
@@ -204,7 +206,10 @@ async fn get(kv: &KvClient, key: String, fast: bool) -> anyhow::Result<Outcome> 
     };
     let mut document = Map::new();
     put_bytes(&mut document, "value", &value.value);
-    document.insert("revision".into(), revision_text(value.revision.as_ref()).into());
+    document.insert(
+        "revision".into(),
+        revision_text(value.revision.as_ref()).into(),
+    );
     if fast {
         document.insert("fast".into(), was_fast.into());
     }
@@ -297,7 +302,10 @@ fn page_outcome(items: &[Item], with_values: bool) -> Outcome {
         }
         text.push(b'\n');
         document.insert("value_bytes".into(), item.value_bytes.into());
-        document.insert("revision".into(), revision_text(item.revision.as_ref()).into());
+        document.insert(
+            "revision".into(),
+            revision_text(item.revision.as_ref()).into(),
+        );
         documents.push(Json::from(document));
     }
     Outcome {
@@ -358,7 +366,9 @@ fn parse_revision(text: &str) -> Result<Revision, String> {
             index: index.parse().ok()?,
         })
     });
-    parts.ok_or_else(|| format!("{text:?} is no revision; write SLOT.INDEX as `twinbft kv put` prints it"))
+    parts.ok_or_else(|| {
+        format!("{text:?} is no revision; write SLOT.INDEX as `twinbft kv put` prints it")
+    })
 }
 
 #[cfg(test)]
@@ -392,7 +402,10 @@ mod tests {
     #[test]
     fn a_revision_is_read_as_it_is_printed() {
         let revision = Revision { slot: 12, index: 3 };
-        assert_eq!(parse_revision(&revision_text(Some(&revision))), Ok(revision));
+        assert_eq!(
+            parse_revision(&revision_text(Some(&revision))),
+            Ok(revision)
+        );
         assert!(parse_revision("12").is_err());
     }
 
@@ -400,7 +413,11 @@ mod tests {
     fn pages_end_with_the_limit_or_the_last_one() {
         let page = |items: usize, more: bool| Page {
             items: vec![Item::default(); items],
-            continuation: if more { Bytes::from_static(b"x") } else { Bytes::new() },
+            continuation: if more {
+                Bytes::from_static(b"x")
+            } else {
+                Bytes::new()
+            },
         };
         let mut items = Vec::new();
         assert!(!take_page(&mut items, page(2, true), 3));
@@ -415,6 +432,9 @@ mod tests {
         let mut document = Map::new();
         put_bytes(&mut document, "value", b"text");
         put_bytes(&mut document, "key", &[0xff, 0]);
-        assert_eq!(Json::from(document), json!({ "value": "text", "key_hex": "ff00" }));
+        assert_eq!(
+            Json::from(document),
+            json!({ "value": "text", "key_hex": "ff00" })
+        );
     }
 }

@@ -1,10 +1,12 @@
 //! One module for each subcommand: its arguments and what it does.
 
+pub mod bench;
 pub mod check;
 pub mod completion;
 pub mod down;
 pub mod init;
 pub mod keygen;
+pub mod kv;
 pub mod launch;
 pub mod secret_file;
 pub mod status;

@@ -52,6 +52,17 @@ pub enum CallError {
 }
 
 impl CallError {
+    /// The error in a few words that are the same each time, to count it under.
+    #[must_use]
+    pub const fn summary(&self) -> &'static str {
+        match self {
+            Self::TimedOut(_) => "timed out",
+            Self::Refused(reason) | Self::SessionEnded(reason) => explain_refusal(*reason),
+            Self::TooLarge { .. } => "larger than request_bytes_max of cluster.toml",
+            Self::Overloaded { .. } => "too many operations wait in one session",
+        }
+    }
+
     /// Whether it is certain that the operation was not and will not be executed.
     #[must_use]
     pub const fn is_without_effect(&self) -> bool {

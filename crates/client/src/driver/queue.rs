@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
 
@@ -78,6 +79,30 @@ impl CallQueue {
     /// Hands everything submitted to the dispatcher, with one wake-up.
     pub fn flush(&mut self) {
         self.shared.commands.append(&mut self.staged);
+    }
+
+    /// [`completions`](Self::completions) of the first of several queues that has any, all of them flushed.
+    pub async fn any_completions<'a>(
+        queues: impl Iterator<Item = &'a mut Self>,
+        ended: &mut Vec<Completion>,
+    ) {
+        let mut mailboxes = Vec::new();
+        for queue in queues {
+            queue.flush();
+            mailboxes.push(&queue.mailbox);
+        }
+        ended.clear();
+        poll_fn(|context| {
+            let mut found = mailboxes
+                .iter()
+                .map(|mailbox| mailbox.poll_take(context, ended));
+            if found.any(|poll| poll.is_ready()) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
     }
 
     /// Flushes, waits until at least one operation has ended, and takes all that have. `ended` is cleared first.

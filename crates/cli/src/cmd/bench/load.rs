@@ -1,13 +1,14 @@
 //! The load: closed or open loop, and what is measured of it. The same code drives every target.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use bytes::Bytes;
 use hdrhistogram::Histogram;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
@@ -17,6 +18,8 @@ use super::workload::{Operation, Workload};
 const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 /// The longest latency that is told apart, in nanoseconds.
 const LATENCY_NS_MAX: u64 = 120_000_000_000;
+/// How long operations of the open loop that are overdue at the end are still begun.
+const DRAIN_MAX: Duration = Duration::from_secs(30);
 const SIGNIFICANT_DIGITS: u8 = 3;
 
 /// How an operation ended.
@@ -24,8 +27,17 @@ const SIGNIFICANT_DIGITS: u8 = 3;
 pub struct Done {
     /// Which place of the load it was for.
     pub place: usize,
-    /// The steps and whether it was a fast read, or why there is no answer.
-    pub outcome: Result<Path, String>,
+    /// Its answer, or why there is none.
+    pub outcome: Result<Answered, String>,
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Answered {
+    /// Its way.
+    pub path: Path,
+    /// What was said, for the workload to check; `None` when the lane has checked it.
+    pub result: Option<Bytes>,
 }
 
 /// The way of an answer.
@@ -43,10 +55,18 @@ pub trait Lane {
     fn submit(&mut self, place: usize, operation: &Operation, workload: &Workload);
 
     /// Waits until some operations have ended and adds them. Dropping the future loses nothing.
-    fn completions(&mut self, workload: &Workload, done: &mut Vec<Done>) -> impl Future<Output = ()>;
+    fn completions(&mut self, done: &mut Vec<Done>) -> impl Future<Output = ()>;
 
     /// Hands what was submitted to the network without waiting for anything.
     fn flush(&mut self);
+}
+
+/// Looks on.
+pub trait Watch {
+    /// The measurement begins.
+    fn begin(&mut self);
+    /// This share of it is done, from 0 to 1. Called some ten times a second.
+    fn progress(&mut self, share: f64);
 }
 
 /// What load.
@@ -142,8 +162,7 @@ struct Run<'a> {
     timer: Timer,
 }
 
-/// Puts the load on a lane. `watch` is called a few times a second with the share that is done, and once with 0 when
-/// the measurement begins.
+/// Puts the load on a lane.
 ///
 /// # Errors
 /// When there are no clients, or no timer.
@@ -151,7 +170,7 @@ pub async fn run(
     plan: Plan,
     workload: &mut Workload,
     lane: &mut impl Lane,
-    watch: &mut dyn FnMut(f64),
+    watch: &mut dyn Watch,
 ) -> anyhow::Result<Measured> {
     if plan.clients == 0 {
         bail!("a load needs at least one client");
@@ -178,21 +197,24 @@ impl Run<'_> {
     async fn drive(
         mut self,
         lane: &mut impl Lane,
-        watch: &mut dyn FnMut(f64),
+        watch: &mut dyn Watch,
     ) -> anyhow::Result<Measured> {
         let mut done = Vec::new();
-        let mut arrivals = self.plan.rate.map(|rate| Arrivals::new(rate, Instant::now()));
+        let mut arrivals = self
+            .plan
+            .rate
+            .map(|rate| Arrivals::new(rate, Instant::now()));
         let mut next_look = Instant::now();
         let mut measuring = false;
         loop {
             let now = Instant::now();
             if !measuring && now >= self.measure_from {
                 measuring = true;
-                watch(0.0);
+                watch.begin();
             }
             if now >= next_look {
                 next_look = now + Duration::from_millis(100);
-                watch(self.share_done(now));
+                watch.progress(self.share_done(now));
                 if now.duration_since(self.last_success) >= GIVE_UP_AFTER {
                     self.measured.cut_short = Some(format!(
                         "no operation succeeded in the last {} s",
@@ -201,23 +223,30 @@ impl Run<'_> {
                     break;
                 }
             }
+            let overdue = arrivals.as_ref().map_or(0, |a| a.overdue.len());
+            if overdue > 0 && now >= self.until + DRAIN_MAX {
+                let reason = "not begun: the target is slower than the rate".to_owned();
+                *self.measured.errors.entry(reason).or_default() += overdue as u64;
+                arrivals = None;
+            }
             let more = self.wants_more(now);
-            if more {
-                self.begin(now, arrivals.as_mut(), lane);
+            if more || (overdue > 0 && arrivals.is_some()) {
+                self.begin(now.min(self.until), arrivals.as_mut(), lane);
             }
             let overdue = arrivals.as_ref().is_some_and(|a| !a.overdue.is_empty());
-            if !more && !overdue && self.in_flight() == 0 {
+            let begins_more = more || (overdue && self.plan_allows());
+            if !begins_more && self.in_flight() == 0 {
                 break;
             }
             lane.flush();
-            let wake = match (&arrivals, more) {
-                (Some(arrivals), true) if !self.free.is_empty() => arrivals.next.min(next_look),
-                _ => next_look,
+            let wake = match &arrivals {
+                Some(arrivals) if more && !self.free.is_empty() => arrivals.next.min(next_look),
+                Some(_) | None => next_look,
             };
             self.timer.set(wake)?;
             tokio::select! {
                 biased;
-                () = lane.completions(self.workload, &mut done) => {}
+                () = lane.completions(&mut done) => {}
                 fired = self.timer.fired() => fired?,
             }
             let now = Instant::now();
@@ -225,7 +254,10 @@ impl Run<'_> {
                 self.end(now, done);
             }
         }
-        self.measured.seconds = self.last_counted.duration_since(self.measure_from).as_secs_f64();
+        self.measured.seconds = self
+            .last_counted
+            .duration_since(self.measure_from)
+            .as_secs_f64();
         Ok(self.measured)
     }
 
@@ -234,17 +266,22 @@ impl Run<'_> {
     }
 
     fn wants_more(&self, now: Instant) -> bool {
-        now < self.until && self.plan.requests.is_none_or(|requests| self.begun < requests)
+        now < self.until
+            && self
+                .plan
+                .requests
+                .is_none_or(|requests| self.begun < requests)
     }
 
     fn share_done(&self, now: Instant) -> f64 {
-        let time = now.saturating_duration_since(self.measure_from).as_secs_f64()
+        let time = now
+            .saturating_duration_since(self.measure_from)
+            .as_secs_f64()
             / self.plan.duration.as_secs_f64().max(f64::EPSILON);
         #[allow(clippy::cast_precision_loss, reason = "for a progress bar")]
-        let requests = self
-            .plan
-            .requests
-            .map_or(0.0, |requests| self.measured.answered as f64 / requests.max(1) as f64);
+        let requests = self.plan.requests.map_or(0.0, |requests| {
+            self.measured.answered as f64 / requests.max(1) as f64
+        });
         time.max(requests).clamp(0.0, 1.0)
     }
 
@@ -259,14 +296,18 @@ impl Run<'_> {
         };
         arrivals.advance(now);
         while self.plan_allows() && !self.free.is_empty() {
-            let Some(from) = arrivals.overdue.pop_front() else { break };
+            let Some(from) = arrivals.overdue.pop_front() else {
+                break;
+            };
             let place = self.free.pop().expect("it has just been seen");
             self.send(place, from, lane);
         }
     }
 
     fn plan_allows(&self) -> bool {
-        self.plan.requests.is_none_or(|requests| self.begun < requests)
+        self.plan
+            .requests
+            .is_none_or(|requests| self.begun < requests)
     }
 
     fn send(&mut self, place: usize, from: Instant, lane: &mut impl Lane) {
@@ -286,18 +327,24 @@ impl Run<'_> {
             .take()
             .expect("a place ends what it began, once");
         self.free.push(done.place);
-        drop(sent.operation);
-        if done.outcome.is_ok() {
+        let outcome = done.outcome.and_then(|answered| {
+            if let Some(result) = &answered.result {
+                self.workload.check(&sent.operation, result)?;
+            }
+            Ok(answered.path)
+        });
+        if outcome.is_ok() {
             self.last_success = now;
         }
         // In the closed loop, what ends behind the window would make the window longer than it was. In the open loop
         // it was due within the window, and leaving out the slowest would make it look better than it is.
-        let in_window = now <= self.until || self.plan.rate.is_some() || self.plan.requests.is_some();
+        let in_window =
+            now <= self.until || self.plan.rate.is_some() || self.plan.requests.is_some();
         if !sent.counts || !in_window {
             return;
         }
         self.last_counted = now;
-        match done.outcome {
+        match outcome {
             Ok(path) => {
                 let latency = now.saturating_duration_since(sent.from).as_nanos();
                 let latency = u64::try_from(latency).unwrap_or(u64::MAX);
@@ -357,29 +404,57 @@ const fn nanos(value: f64) -> u64 {
 }
 
 /// A timer of the kernel: tokio's own is exact to a millisecond, which is longer than most operations take.
-struct Timer(AsyncFd<OwnedFd>, TimerFd);
+struct Timer {
+    timer: AsyncFd<OwnedFd>,
+    handle: TimerFd,
+    armed: Option<Instant>,
+}
 
 impl Timer {
     fn new() -> anyhow::Result<Self> {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).context("making a timer")?;
-        let watched = timer.as_fd().try_clone_to_owned().context("watching a timer")?;
-        debug_assert!(watched.as_raw_fd() >= 0);
-        Ok(Self(AsyncFd::new(watched).context("watching a timer")?, timer))
+        let handle = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).context("making a timer")?;
+        let watched = handle
+            .as_fd()
+            .try_clone_to_owned()
+            .context("watching a timer")?;
+        #[allow(
+            deprecated,
+            reason = "it is for types that may change their descriptor, which an OwnedFd does not; what replaces it is unsafe"
+        )]
+        let timer = AsyncFd::new(watched).context("watching a timer")?;
+        Ok(Self {
+            timer,
+            handle,
+            armed: None,
+        })
     }
 
-    fn set(&self, at: Instant) -> anyhow::Result<()> {
+    /// Fires at this time, or at the earlier one that it is set to already.
+    fn set(&mut self, at: Instant) -> anyhow::Result<()> {
+        if self.armed.is_some_and(|armed| armed <= at) {
+            return Ok(());
+        }
+        self.armed = Some(at);
         // 0 would switch it off.
-        let wait = at.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
-        self.1
-            .set(Expiration::OneShot(TimeSpec::from_duration(wait)), TimerSetTimeFlags::empty())
+        let wait = at
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_nanos(1));
+        let expiration = Expiration::OneShot(TimeSpec::from_duration(wait));
+        self.handle
+            .set(expiration, TimerSetTimeFlags::empty())
             .context("setting a timer")
     }
 
-    async fn fired(&self) -> anyhow::Result<()> {
-        let mut guard = self.0.readable().await.context("waiting for a timer")?;
-        // Setting it again takes the event back; only a new one counts.
+    async fn fired(&mut self) -> anyhow::Result<()> {
+        let mut guard = self.timer.readable().await.context("waiting for a timer")?;
+        // It is not read: setting it again takes the event back.
         guard.clear_ready();
+        self.armed = None;
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

@@ -39,7 +39,10 @@ impl Machine {
 #[must_use]
 pub fn load_average() -> String {
     let text = read("/proc/loadavg");
-    text.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
+    text.split_whitespace()
+        .take(3)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// What processes of one role used.

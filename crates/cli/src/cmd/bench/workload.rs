@@ -1,7 +1,7 @@
 //! What is asked of the service, the same for every target.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use rand::rngs::SmallRng;
+use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use twinbft_client::kv;
 use twinbft_types::kv::{Get, Put, operation};
@@ -48,7 +48,7 @@ pub enum Operation {
 #[derive(Debug)]
 pub struct Workload {
     shape: Shape,
-    random: SmallRng,
+    random: StdRng,
     null: Bytes,
     value: Bytes,
 }
@@ -58,7 +58,7 @@ impl Workload {
     #[must_use]
     pub fn new(shape: Shape) -> Self {
         Self {
-            random: SmallRng::seed_from_u64(SEED),
+            random: StdRng::seed_from_u64(SEED),
             null: null_operation(shape.request_bytes, shape.reply_bytes),
             value: Bytes::from(vec![b'v'; shape.request_bytes]),
             shape,
@@ -85,7 +85,9 @@ impl Workload {
     pub fn encode(&self, operation: &Operation) -> Bytes {
         match operation {
             Operation::Null => self.null.clone(),
-            Operation::Read(key) => kv::encode(operation::Kind::Get(Get { key: key_name(*key) })),
+            Operation::Read(key) => kv::encode(operation::Kind::Get(Get {
+                key: key_name(*key),
+            })),
             Operation::Write(key) => kv::encode(operation::Kind::Put(Put {
                 key: key_name(*key),
                 value: self.value.clone(),
@@ -178,8 +180,16 @@ mod tests {
             read_percent: 0,
             keys: 1,
         });
-        assert!(workload.check(&Operation::Null, &Bytes::from_static(b"12345678")).is_ok());
+        assert!(
+            workload
+                .check(&Operation::Null, &Bytes::from_static(b"12345678"))
+                .is_ok()
+        );
         assert!(workload.check(&Operation::Null, &Bytes::new()).is_err());
-        assert!(workload.check(&Operation::Read(1), &Bytes::from_static(b"\xff")).is_err());
+        assert!(
+            workload
+                .check(&Operation::Read(1), &Bytes::from_static(b"\xff"))
+                .is_err()
+        );
     }
 }
