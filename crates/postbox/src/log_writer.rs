@@ -267,6 +267,9 @@ impl LogWriter {
             let refusals = &mut self.refusals[usize::from(twin)];
             if let Some((number, at_head, refusal)) = refusals.last.take() {
                 self.memory
+                    .store_u64(twin_field!(twin, refusals_begun), refusals.count);
+                fence(Ordering::Release);
+                self.memory
                     .store_u64(twin_field!(twin, refused_number), number);
                 self.memory
                     .store_u64(twin_field!(twin, refused_at_head), at_head);

@@ -262,8 +262,11 @@ fn greet(
         host: options.host,
         twin: options.twin,
     };
-    stream.write_all(&greeting.encode()).map_err(socket_error)?;
-    let (welcome, fds) = receive_welcome(stream, options.timeout).map_err(socket_error)?;
+    // A broker that turns this user away does not wait for the greeting; its answer is there to be
+    // read although the write fails.
+    let written = stream.write_all(&greeting.encode());
+    let (welcome, fds) = receive_welcome(stream, options.timeout)
+        .map_err(|error| socket_error(written.err().unwrap_or(error)))?;
     let welcome = Welcome::decode(&welcome).map_err(|error| ConnectError::Wire {
         path: path.to_owned(),
         error,
