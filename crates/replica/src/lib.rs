@@ -11,6 +11,7 @@
 #[cfg(feature = "byzantine-doubles")]
 pub mod byzantine;
 pub mod driver;
+pub mod genesis;
 pub mod metrics;
 pub mod net;
 pub mod node;

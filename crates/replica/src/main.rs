@@ -7,11 +7,14 @@ use std::process::ExitCode;
 use clap::{Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
 use twinbft_config::{ClusterConfig, Layout};
+use twinbft_replica::genesis::NeedsRecovery;
 use twinbft_replica::node::{self, NodeOptions};
 use twinbft_types::ReplicaId;
 
 /// The configuration or the command line is wrong (sysexits.h: EX_USAGE).
 const EXIT_CONFIG: u8 = 64;
+/// There is a state that this version cannot go on from; starting again changes nothing (sysexits.h: EX_DATAERR).
+const EXIT_NEEDS_RECOVERY: u8 = 65;
 
 /// Runs one replica of a TwinBFT cluster.
 #[derive(Debug, Parser)]
@@ -95,7 +98,11 @@ fn main() -> ExitCode {
                 "twinbft-replica h{}/t{}: {error:#}",
                 arguments.host, arguments.twin
             );
-            ExitCode::FAILURE
+            if error.is::<NeedsRecovery>() {
+                ExitCode::from(EXIT_NEEDS_RECOVERY)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

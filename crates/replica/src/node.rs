@@ -1,12 +1,12 @@
 //! The life of a replica: start, run, stop.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use nix::sys::signal::{SigSet, Signal};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -15,7 +15,8 @@ use twinbft_core::{CoreConfig, Replica};
 use twinbft_postbox::{Waker, cluster_tag};
 use twinbft_types::ReplicaId;
 
-use crate::driver::{Control, Driver, Egress, Inbox, Link, LinkOptions, Parts, check_fresh_start};
+use crate::driver::{Control, Driver, Egress, Inbox, Link, LinkOptions, Parts};
+use crate::genesis::Genesis;
 use crate::net::{Ends, Network};
 use crate::progress::{Progress, State};
 use crate::service::Service;
@@ -42,6 +43,10 @@ pub struct NodeOptions {
 /// # Errors
 /// When it cannot start, or cannot go on.
 pub fn run(options: &NodeOptions) -> anyhow::Result<()> {
+    // Whoever started this process may have blocked them for itself, and it could then not be stopped.
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT])
+        .thread_unblock()
+        .context("unblocking signals")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // With this many more polls between looks at the sockets, a burst of frames is taken in together.
@@ -165,11 +170,8 @@ impl CoreThread {
         }
         let app = twinbft_app::open(&setup::service_options(config, &data))
             .context("opening the service")?;
-        check_data(
-            &data,
-            found.records.len(),
-            app.last_checkpoint().map(|c| c.slot.0),
-        )?;
+        let genesis = Genesis::find(&data, &config.cluster.id)?;
+        genesis.check_data(found.records.len(), app.last_checkpoint().map(|c| c.slot))?;
         let service = Service::start(app, &inbox).context("starting the service's threads")?;
         let link_options = LinkOptions {
             socket: layout.twin_socket(me.host.0, me.twin.0),
@@ -189,7 +191,8 @@ impl CoreThread {
             let Some(mut link) = Link::open(&link_options, POSTBOX_PATIENCE, is_stopped)? else {
                 return Ok(());
             };
-            check_fresh_start(link.reader().head())?;
+            genesis.check_log(&mut link)?;
+            genesis.take()?;
             progress.set_has_core();
             Driver::new(Parts {
                 me,
@@ -244,19 +247,6 @@ impl CoreThread {
             .join()
             .map_err(|_| anyhow::anyhow!("the core's thread panicked"))
     }
-}
-
-/// A data directory with an earlier life in it belongs to a replica that has promised things; beginning at genesis
-/// would break them (protocol.md 8).
-fn check_data(data: &Path, records: usize, checkpoint: Option<u64>) -> anyhow::Result<()> {
-    if records > 0 || checkpoint.is_some() {
-        bail!(
-            "{} holds the state of an earlier run ({records} records, checkpoint {}); this version cannot recover from it: make a new cluster with `twinbft init`",
-            data.display(),
-            checkpoint.map_or_else(|| "none".to_owned(), |slot| format!("of slot {slot}")),
-        );
-    }
-    Ok(())
 }
 
 /// Tells the supervisor that the replica is ready, and then that it lives, as long as the core's thread does.

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use bytes::Bytes;
 use twinbft_core::{Effects, Input, Replica, Tick};
 use twinbft_postbox::Wake;
@@ -134,7 +134,7 @@ impl Driver {
         while !self.stopping {
             let busy = self.round()?;
             self.progress.beat();
-            if busy {
+            if busy || self.stopping {
                 continue;
             }
             if !self.progress.is_caught_up() {
@@ -390,22 +390,4 @@ impl Driver {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// An error of the log that this version cannot heal.
-fn cannot_resync(position: u64) -> anyhow::Error {
-    anyhow::anyhow!(
-        "the postbox's log was trimmed beyond position {position}, where this replica stands; it has to recover from the others, which this version cannot do"
-    )
-}
-
-/// Checks that a fresh replica may begin with this log.
-///
-/// # Errors
-/// When the beginning of the log is gone.
-pub fn check_fresh_start(head: u64) -> anyhow::Result<()> {
-    if head > 0 {
-        bail!(cannot_resync(0));
-    }
-    Ok(())
 }
