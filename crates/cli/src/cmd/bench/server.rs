@@ -79,18 +79,20 @@ pub async fn run(args: BenchServerArgs) -> anyhow::Result<ExitCode> {
     std::io::stdout()
         .flush()
         .context("saying where it listens")?;
-    Server::builder()
+    let serving = Server::builder()
         .tls_config(tls)
         .context("the certificate of h0/t0 cannot be used")?
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(16 << 20)
-        .serve_with_incoming_shutdown(
+        .serve_with_incoming(
             service,
             TcpIncoming::from(listener).with_nodelay(Some(true)),
-            input_ends(),
-        )
-        .await
-        .context("serving")?;
+        );
+    // Open streams must not hold it up: whoever started it is gone or has what it wanted.
+    tokio::select! {
+        served = serving => served.context("serving")?,
+        () = input_ends() => {}
+    }
     Ok(ExitCode::SUCCESS)
 }
 
