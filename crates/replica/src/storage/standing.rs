@@ -85,7 +85,8 @@ fn key(record: &Record) -> Option<Key> {
             | Entry::Retransmission { .. }
             | Entry::Suspect { .. }
             | Entry::Beat { .. }
-            | Entry::Relay { .. } => None,
+            | Entry::Relay { .. }
+            | Entry::RelayOrder { .. } => None,
         },
     }
 }
@@ -121,7 +122,8 @@ pub(crate) fn slot_of(record: &Record) -> Option<Slot> {
             | Entry::Amnesia { .. }
             | Entry::Quarantine { .. }
             | Entry::Readmit { .. }
-            | Entry::Relay { .. } => None,
+            | Entry::Relay { .. }
+            | Entry::RelayOrder { .. } => None,
         },
     }
 }
