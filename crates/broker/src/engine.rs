@@ -225,23 +225,34 @@ impl Broker {
 
     /// One fair turn of each twin, one publish, one wake of each that waits.
     fn serve_rings(&mut self) {
+        // Whose appends are all that is new; `None` while there is nothing, or more than one twin's appends.
+        let mut sole_author = None;
+        let mut is_mixed = false;
         for index in 0..self.twins.len() {
             if !self.twins[index].looks_ready() {
                 continue;
             }
-            if let Turn::Faulty(fault) = self.twins[index].take_turn(&mut self.log.writer) {
-                self.close(index, CloseReason::Fault(fault));
+            match self.twins[index].take_turn(&mut self.log.writer) {
+                Turn::Done { only_appends } => {
+                    is_mixed |= !only_appends || sole_author.is_some();
+                    sole_author = Some(index);
+                }
+                Turn::Faulty(fault) => {
+                    is_mixed = true;
+                    self.close(index, CloseReason::Fault(fault));
+                }
             }
         }
-        self.publish();
+        self.publish(sole_author.filter(|_| !is_mixed));
     }
 
-    fn publish(&mut self) {
+    /// `sole_author`: the twin whose own appends are all that is new, if there is such a one.
+    fn publish(&mut self, sole_author: Option<usize>) {
         self.log.writer.publish();
         // What was published (refusals too) must be visible before we look whether somebody sleeps.
         fence(Ordering::SeqCst);
-        for twin in &mut self.twins {
-            twin.wake_if_waiting();
+        for (index, twin) in self.twins.iter_mut().enumerate() {
+            twin.wake_if_waiting(sole_author == Some(index));
         }
     }
 
@@ -443,7 +454,7 @@ impl Broker {
                 break;
             }
         }
-        self.publish();
+        self.publish(None);
         self.close(index, reason);
     }
 

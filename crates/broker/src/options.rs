@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use lexopt::prelude::*;
-use twinbft_config::{ClusterConfig, Layout};
+use twinbft_config::{ClusterConfig, Layout, TRIM_MULTIPLE};
 use twinbft_postbox::Limits;
 use twinbft_postbox::vchan::{ORDER_MAX, ORDER_MIN};
 
@@ -91,7 +91,7 @@ impl BrokerOptions {
         options.limits.log_bytes = cluster.postbox.log_bytes;
         options.limits.entry_bytes_max = cluster.postbox.entry_bytes_max;
         options.limits.state_bytes_max = cluster.postbox.state_bytes_max;
-        options.limits.trim_every = cluster.protocol.trim_entries;
+        options.limits.trim_every = TRIM_MULTIPLE;
         options.spin_us = u32::try_from(cluster.postbox.spin_us).unwrap_or(u32::MAX);
         let uids = of_host.twins.iter();
         options.uids = uids.filter_map(|t| Some((t.id, t.uid?))).collect();

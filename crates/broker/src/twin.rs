@@ -97,7 +97,10 @@ pub struct Counters {
 /// What became of a turn.
 pub enum Turn {
     /// The ring is empty, or the turn was long enough.
-    Done,
+    Done {
+        /// Whether all that happened are appends that were accepted.
+        only_appends: bool,
+    },
     /// The channel must be closed.
     Faulty(FrameFault),
 }
@@ -161,9 +164,12 @@ impl Twin {
         }
     }
 
-    /// Wakes the twin when it sleeps on the log.
-    pub fn wake_if_waiting(&mut self) {
-        if self.channel().is_some_and(BrokerChannel::wake_if_waiting) {
+    /// Wakes the twin when it sleeps on the log. `only_own`: nothing but its own entries was published.
+    pub fn wake_if_waiting(&mut self, only_own: bool) {
+        if self
+            .channel()
+            .is_some_and(|channel| channel.wake_if_waiting(only_own))
+        {
             self.counters.wakeups += 1;
         }
     }
@@ -171,13 +177,18 @@ impl Twin {
     /// Moves what is in the ring into the log, up to a fair bound.
     pub fn take_turn(&mut self, log: &mut LogWriter) -> Turn {
         let Some((channel, _)) = &mut self.channel else {
-            return Turn::Done;
+            return Turn::Done { only_appends: true };
         };
         let mut bytes = 0;
-        let mut end = Turn::Done;
+        let mut frames = 0;
+        let entries_before = self.counters.entries;
+        let mut end = Turn::Done { only_appends: true };
         for _ in 0..TURN_FRAMES_MAX {
             match channel.poll_frame() {
-                Ok(Some(frame)) => bytes += handle_frame(self.id, &frame, log, &mut self.counters),
+                Ok(Some(frame)) => {
+                    bytes += handle_frame(self.id, &frame, log, &mut self.counters);
+                    frames += 1;
+                }
                 Ok(None) => break,
                 Err(fault) => {
                     end = Turn::Faulty(fault);
@@ -189,6 +200,10 @@ impl Twin {
             }
         }
         channel.release();
+        if matches!(end, Turn::Done { .. }) {
+            let only_appends = self.counters.entries - entries_before == frames;
+            end = Turn::Done { only_appends };
+        }
         end
     }
 

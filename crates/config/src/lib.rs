@@ -32,6 +32,6 @@ pub use layout::Layout;
 pub use mistake::{ConfigError, Mistake};
 pub use model::{
     Admin, Client, Cluster, ClusterConfig, Durability, Execution, Host, KvOptions, NullOptions,
-    Postbox, Protocol, Service, Storage, Tls, Twin,
+    Postbox, Protocol, Service, Storage, TRIM_BYTES, TRIM_MULTIPLE, Tls, Twin,
 };
 pub use parse::{HOSTS_MAX, SERVICES, TWINS_MAX, TWINS_MIN};

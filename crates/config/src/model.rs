@@ -100,9 +100,9 @@ impl Default for Protocol {
     fn default() -> Self {
         Self {
             execution: Execution::Committed,
-            checkpoint_slots: 256,
+            checkpoint_slots: 128,
             batch_requests_max: 256,
-            batch_bytes_max: 512 << 10,
+            batch_bytes_max: 256 << 10,
             pipeline_depth: 8,
             session_window: 64,
             sessions_max: 1024,
@@ -227,7 +227,13 @@ impl Default for NullOptions {
     }
 }
 
-/// `[postbox]`: the log of every host. Its `k` is [`Protocol::trim_entries`].
+/// `k`: postbox logs are trimmed at positions that are multiples of this. Small, so that a few of the largest
+/// entries cannot fill a quota before the next one is reached.
+pub const TRIM_MULTIPLE: u64 = 4;
+/// A trim is proposed after so many bytes of entries, if not earlier because of [`Protocol::trim_entries`].
+pub const TRIM_BYTES: u64 = 1 << 20;
+
+/// `[postbox]`: the log of every host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Postbox {
     /// Size of the log, a multiple of 4096.

@@ -65,7 +65,7 @@ pub(crate) const PROTOCOL: &[Number<Protocol>] = numbers! { true Protocol:
     session_result_bytes_max, KIB, 256 * MIB, "Bytes of results kept for one session, to answer retransmissions.";
     request_bytes_max, KIB, 16 * MIB, "Largest operation of a request.";
     pending_requests_max, 1, MIB, "Requests that wait at the leader; one more is refused as \"busy\".";
-    trim_entries, 16, MIB, "The postbox log is trimmed at multiples of this many entries.";
+    trim_entries, 16, MIB, "The postbox log is trimmed after this many entries, or a MiB of them.";
     clock_bound_ms, 1, 3_600_000, "How far the leader's clock may lie from a follower's, in milliseconds.";
     need_after_ms, 1, 60_000, "How long a follower waits for a client's own copy of a request before it asks the leader.";
     fetch_after_ms, 1, 60_000, "How long a gap in the log may stand before the missing batches are fetched.";

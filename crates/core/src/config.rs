@@ -66,7 +66,11 @@ pub struct Tuning {
     /// Requests that wait at the leader for a slot; one more is refused with "busy".
     pub pending_requests_max: usize,
     /// `k`: the postbox is trimmed at positions that are multiples of this.
+    pub trim_multiple: u64,
+    /// A trim is proposed after so many entries, or earlier, after `trim_bytes`.
     pub trim_entries: u64,
+    /// A trim is proposed after so many bytes of entries, so that no quota fills up before one is due.
+    pub trim_bytes: u64,
     /// How far a batch's timestamp may lie from a follower's clock.
     pub clock_bound_us: u64,
     /// How long a follower waits for a client's own copy of a body before it posts NEED.
@@ -93,7 +97,9 @@ impl Default for Tuning {
             session_result_bytes_max: 2 * 1024 * 1024,
             request_bytes_max: 1024 * 1024 + 16 * 1024,
             pending_requests_max: 16 * 1024,
-            trim_entries: 4096,
+            trim_multiple: 4,
+            trim_entries: 1024,
+            trim_bytes: 1024 * 1024,
             clock_bound_us: 1_000_000,
             need_after_us: 5_000,
             fetch_after_us: 20_000,

@@ -80,6 +80,7 @@ pub struct Reader {
     link: Arc<Link>,
     view: LogView,
     wait_flag: WaitFlag,
+    wakes_for_own: bool,
     waker: Waker,
     sleeper: Box<dyn Sleeper>,
     spin: Spin,
@@ -102,6 +103,7 @@ impl Reader {
             link,
             view,
             wait_flag,
+            wakes_for_own: true,
             waker,
             sleeper,
             spin,
@@ -198,6 +200,12 @@ impl Reader {
         self.waker.clone()
     }
 
+    /// Whether [`Self::wait`] ends when nothing but this twin's own entries is new. `true` at first. A twin that
+    /// knows that its own entries decide nothing yet spares itself a wake-up; it reads them with the next ones.
+    pub fn wake_for_own(&mut self, wakes: bool) {
+        self.wakes_for_own = wakes;
+    }
+
     /// Waits until the log has more, the appender can go on, a waker calls, or `more_work` is true,
     /// for at most `timeout` (`None`: for ever). Spins first when that has paid lately.
     pub fn wait(&mut self, timeout: Option<Duration>, more_work: impl Fn() -> bool) -> Wake {
@@ -249,7 +257,7 @@ impl Reader {
             self.link.bell.ring();
         }
         self.waker.set_sleeping(true);
-        self.wait_flag.set();
+        self.wait_flag.set(self.wakes_for_own);
         let slept = (!self.is_ready(more_work)).then(|| self.sleeper.sleep(left));
         self.wait_flag.clear();
         self.waker.set_sleeping(false);

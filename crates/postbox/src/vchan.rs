@@ -314,6 +314,11 @@ impl Drop for RingConsumer {
 /// The twin's word "I am about to sleep on the log", in its own channel page.
 pub struct WaitFlag(Arc<WriteMemory>);
 
+/// The twin sleeps until anything is published.
+const FOR_ANY: u32 = 1;
+/// The twin sleeps until something is published that is not its own.
+const FOR_OTHERS: u32 = 2;
+
 impl WaitFlag {
     /// The flag of a channel.
     #[must_use]
@@ -321,9 +326,10 @@ impl WaitFlag {
         Self(memory)
     }
 
-    /// The twin: set before the last look at the log.
-    pub fn set(&self) {
-        self.0.swap_u32(READER_WAITING, 1);
+    /// The twin: set before the last look at the log. Unless `for_own`, its own entries do not wake it.
+    pub fn set(&self, for_own: bool) {
+        let value = if for_own { FOR_ANY } else { FOR_OTHERS };
+        self.0.swap_u32(READER_WAITING, value);
         fence(Ordering::SeqCst);
     }
 
@@ -332,11 +338,16 @@ impl WaitFlag {
         self.0.store_u32(READER_WAITING, 0);
     }
 
-    /// The broker, after publishing and a SeqCst fence: whether a wake-up is due. Clears it, so that
-    /// a sleeping twin costs one system call however much is published.
+    /// The broker, after publishing and a SeqCst fence: whether a wake-up is due; `only_own` when nothing but
+    /// this twin's own entries was published. Clears the flag then, so that a sleeping twin costs one
+    /// system call however much is published.
     #[must_use]
-    pub fn take(&self) -> bool {
-        self.0.load_u32(READER_WAITING) != 0 && self.0.swap_u32(READER_WAITING, 0) != 0
+    pub fn take(&self, only_own: bool) -> bool {
+        match self.0.load_u32(READER_WAITING) {
+            0 => false,
+            FOR_OTHERS if only_own => false,
+            _ => self.0.swap_u32(READER_WAITING, 0) != 0,
+        }
     }
 }
 

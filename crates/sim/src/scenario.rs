@@ -74,6 +74,7 @@ impl Scenario {
             request_bytes_max: 1024,
             pending_requests_max: 64,
             trim_entries: rng.random_range(8..64),
+            trim_bytes: rng.random_range(500..50_000),
             serve_all_bytes_max: if rng.random_bool(0.5) { 0 } else { 4096 },
             ..Tuning::default()
         };

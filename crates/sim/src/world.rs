@@ -110,7 +110,7 @@ impl World {
             log_bytes: 1 << 20,
             entry_bytes_max: 16 << 10,
             state_bytes_max: 256 << 10,
-            trim_every: scenario.tuning.trim_entries,
+            trim_every: scenario.tuning.trim_multiple,
             ..Limits::new(scenario.shape.twins())
         };
         let logs = scenario

@@ -8,6 +8,7 @@ use crate::ids::{Attempt, ClientId, HostId, Incarnation, Position, Seq, Slot, Tw
 use crate::keys::Mac;
 use crate::request::{RequestRef, SignedRequest};
 use crate::statement::{Authenticator, Certificate, Statement};
+use crate::wire::OrderMessage;
 
 /// The digest and the client's MAC of one result: one twin's part of a REPLY.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -242,6 +243,11 @@ pub enum Entry {
         /// The certificate.
         certificate: Certificate,
     },
+    /// An ORDER certificate with its batch, passed on to siblings (3).
+    RelayOrder {
+        /// The order.
+        order: OrderMessage,
+    },
 }
 
 impl Entry {
@@ -275,6 +281,7 @@ impl Entry {
             Self::Quarantine { .. } => "QUARANTINE",
             Self::Readmit { .. } => "READMIT",
             Self::Relay { .. } => "RELAY",
+            Self::RelayOrder { .. } => "RELAY-ORDER",
         }
     }
 }

@@ -3,6 +3,7 @@
 //! What comes in is bounded by the transport's message limit; here every field is checked for its form and
 //! nothing else. Whether it is authentic is the protocol's business.
 
+use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
 
 use crate::digest::{Digest, canonical, from_canonical};
@@ -41,7 +42,7 @@ pub enum PeerMessage {
 }
 
 /// An ORDER certificate with what its history covers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct OrderMessage {
     /// ORDER(v, n, h).
     pub certificate: Certificate,

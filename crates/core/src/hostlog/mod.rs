@@ -133,6 +133,12 @@ pub struct Bounds {
     pub checkpoint_slots: u64,
     /// Most requests of a batch.
     pub batch_requests_max: u64,
+    /// `k`: trims are at multiples of this position.
+    pub trim_multiple: u64,
+    /// A trim is due after so many entries …
+    pub trim_entries: u64,
+    /// … or after so many bytes of them.
+    pub trim_bytes: u64,
 }
 
 /// The state of a host as its log determines it: STATE of `trim` (protocol.md 2) is its encoding.
@@ -143,6 +149,10 @@ pub struct HostLog {
     bounds: Bounds,
     /// The position after the last entry.
     end: Position,
+    /// Where the last trim was due.
+    trimmed_to: Position,
+    /// Bytes of entries since then.
+    bytes_since_trim: u64,
 
     /// The view that was last installed; 0 at genesis.
     installed: View,
@@ -194,6 +204,8 @@ impl HostLog {
             host,
             bounds,
             end: Position(0),
+            trimmed_to: Position(0),
+            bytes_since_trim: 0,
             installed: View(0),
             fenced_to: View(0),
             leaves: vec![View(0); twins],
@@ -329,7 +341,8 @@ impl HostLog {
             | Entry::Body { .. }
             | Entry::Sign { .. }
             | Entry::ResultAgain { .. }
-            | Entry::Relay { .. } => Ok(()),
+            | Entry::Relay { .. }
+            | Entry::RelayOrder { .. } => Ok(()),
             // View change, recovery and quarantine (6, 8, 9): their rules come with those parts.
             Entry::NvPropose { .. }
             | Entry::NvEndorse { .. }
@@ -407,6 +420,21 @@ impl HostLog {
             .history
     }
 
+    /// Counts the bytes of the entry that was just taken in or passed over. When the log has grown enough, answers
+    /// with the position below which it can go (2): every twin proposes the same ones.
+    pub fn note_bytes(&mut self, bytes: u64) -> Option<Position> {
+        self.bytes_since_trim += bytes;
+        let entries = self.end.0 - self.trimmed_to.0;
+        let grown =
+            entries >= self.bounds.trim_entries || self.bytes_since_trim >= self.bounds.trim_bytes;
+        if !grown || !self.end.0.is_multiple_of(self.bounds.trim_multiple) {
+            return None;
+        }
+        self.trimmed_to = self.end;
+        self.bytes_since_trim = 0;
+        Some(self.end)
+    }
+
     /// Passes over an entry that does not decode: its position counts all the same.
     pub fn skip(&mut self) {
         self.end = self.end.next();
@@ -418,6 +446,18 @@ impl HostLog {
         self.attempts
             .get(&slot)
             .map_or(twinbft_types::Attempt(0), |a| a.next())
+    }
+
+    /// Twins that have posted ACCEPT for a slot that is not accepted yet.
+    #[must_use]
+    pub fn accept_votes(&self, slot: Slot) -> usize {
+        self.accepts.get(&slot).map_or(0, KeyedVotes::len)
+    }
+
+    /// Twins that have posted RESULT for a slot whose tally is open.
+    #[must_use]
+    pub fn result_votes(&self, slot: Slot) -> usize {
+        self.results.get(&slot).map_or(0, ResultTally::len)
     }
 
     /// Whether this client's requests need HAVEs of `q` twins before they are proposed (4.3).

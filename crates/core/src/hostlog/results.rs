@@ -18,6 +18,12 @@ pub(super) struct ResultTally {
     said: Vec<Said>,
 }
 
+impl ResultTally {
+    pub(super) fn len(&self) -> usize {
+        self.said.len()
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 struct Said {
     twin: TwinId,

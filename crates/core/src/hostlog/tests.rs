@@ -7,6 +7,9 @@ use super::*;
 const BOUNDS: Bounds = Bounds {
     checkpoint_slots: 4,
     batch_requests_max: 8,
+    trim_multiple: 4,
+    trim_entries: 8,
+    trim_bytes: 1000,
 };
 
 fn primary(twins: u8) -> HostLog {
@@ -249,4 +252,17 @@ fn state_survives_its_encoding() {
     assert_eq!(HostLog::from_state(shape, HostId(0), &state).unwrap(), log);
     assert!(HostLog::from_state(shape, HostId(1), &state).is_err());
     assert!(HostLog::from_state(shape, HostId(0), &state[1..]).is_err());
+}
+
+/// 2: a trim is due after enough entries or bytes, at a multiple of `k` only.
+#[test]
+fn trims_are_due_by_entries_or_bytes_at_multiples_of_k() {
+    let mut log = backup(2);
+    let mut due = Vec::new();
+    for number in 0..24 {
+        log.skip();
+        let bytes = if number < 16 { 10 } else { 900 };
+        due.extend(log.note_bytes(bytes));
+    }
+    assert_eq!(due, [8, 16, 20, 24].map(Position));
 }

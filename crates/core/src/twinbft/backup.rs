@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use twinbft_types::wire::{OrderMessage, PeerMessage};
 use twinbft_types::{
-    Digest, Entry, ReplicaId, Request, RequestRef, Slot, Statement, View, batch_digest, history,
+    Digest, Entry, ReplicaId, Request, RequestRef, Slot, Statement, TwinId, View, batch_digest,
+    history,
 };
 
 use super::Replica;
@@ -116,6 +117,13 @@ impl Replica {
         if extended != claimed {
             return Err(PeerFault::HistoryMismatch { from });
         }
+        let relayed = self.config.shape.leader(view) == from
+            && self.relays(order.bodies.iter().map(|r| r.operation.len()).sum());
+        if relayed {
+            out.post(Entry::RelayOrder {
+                order: order.clone(),
+            });
+        }
         let mut data = SlotData::new(
             (view, signed.host, signed.incarnation),
             claimed,
@@ -144,6 +152,29 @@ impl Replica {
         out.push(Effect::Persist(Record::Promise(entry.clone())));
         out.post(entry);
         Ok(())
+    }
+
+    /// A sibling passed an ORDER on (3): it is worth what its signatures are worth.
+    pub(super) fn handle_relayed_order(
+        &mut self,
+        sender: TwinId,
+        order: &OrderMessage,
+        out: &mut Effects,
+    ) {
+        let Statement::Order { slot, .. } = order.certificate.signed.statement else {
+            return;
+        };
+        if sender == self.config.twin() || slot <= self.backup.tip {
+            return;
+        }
+        let from = ReplicaId {
+            host: self.config.host(),
+            twin: sender,
+        };
+        // Whose fault a bad one is cannot be told: its MACs may be spoilt for this twin alone.
+        if self.handle_order(from, order.clone(), out).is_err() {
+            self.hear_of(slot);
+        }
     }
 
     fn chain_end(&self) -> Digest {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use twinbft_types::wire::PeerMessage;
-use twinbft_types::{Digest, HostId, Incarnation, ReplicaId, Slot, Statement, View};
+use twinbft_types::{
+    Certificate, Digest, Entry, HostId, Incarnation, ReplicaId, Slot, Statement, TwinId, View,
+};
 
 use super::Replica;
 use crate::io::{Effect, Effects};
@@ -60,13 +62,64 @@ impl Replica {
         self.sign_decided(statement, true, out);
     }
 
-    /// Whom an ACK goes to (4.6): with Q ≤ 2 the primary alone needs it.
-    pub(super) fn ack_receivers(&self, view: View) -> Vec<HostId> {
+    /// 4.6: with Q ≤ 2 the primary alone needs ACKs. One twin sends them to the leader, which passes them on
+    /// to its siblings through the postbox; who does not get them so asks for them.
+    pub(super) fn send_ack(&self, view: View, certificate: Certificate, out: &mut Effects) {
         let shape = self.config.shape;
-        if shape.host_quorum() <= 2 {
-            vec![shape.primary(view)]
-        } else {
-            shape.all_hosts().collect()
+        let message = Arc::new(PeerMessage::Certificate(certificate));
+        if shape.host_quorum() > 2 {
+            self.send_to_counterparts(shape.all_hosts(), &message, out);
+            return;
+        }
+        let to = shape.leader(view);
+        if to.twin == self.config.twin() {
+            out.push(Effect::Send { to, message });
+        }
+    }
+
+    /// The leader passes the ACK that showed a commit on to its siblings.
+    fn relay_ack(&self, certificate: Certificate, out: &mut Effects) {
+        if self.is_leader() && self.config.shape.host_quorum() <= 2 {
+            out.post_lazy(Entry::Relay { certificate });
+        }
+    }
+
+    /// A sibling passed a certificate on (3): it is worth what its signatures are worth.
+    pub(super) fn handle_relay(
+        &mut self,
+        sender: TwinId,
+        certificate: &Certificate,
+        out: &mut Effects,
+    ) {
+        let from = ReplicaId {
+            host: self.config.host(),
+            twin: sender,
+        };
+        if sender == self.config.twin() {
+            return;
+        }
+        // A certificate that fails here may be spoilt for this twin alone: nobody's fault that can be told.
+        if let Ok(signed) = self.verify(from, certificate) {
+            let _not_for_relays = self.handle_statement(from, &signed, out);
+        }
+    }
+
+    /// An ACK certificate of another host that has just been verified.
+    pub(super) fn handle_ack_certificate(&mut self, certificate: &Certificate, out: &mut Effects) {
+        let Statement::Ack {
+            view,
+            slot,
+            history,
+            beat: _,
+        } = certificate.signed.statement
+        else {
+            return;
+        };
+        let before = self.commit.committed;
+        self.handle_ack(certificate.signed.host, view, slot, history);
+        self.poll_commit();
+        if self.commit.committed > before {
+            self.relay_ack(certificate.clone(), out);
         }
     }
 
@@ -134,8 +187,8 @@ impl Replica {
         }
     }
 
-    /// A backup that has accepted more than it knows to be committed asks the others for their ACKs: the
-    /// answer to a fetch carries them. The primary repeats its ORDERs instead.
+    /// Who has accepted more than it knows to be committed asks the others for their ACKs: the answer to a fetch
+    /// carries them. The leader repeats its ORDERs instead.
     pub(super) fn commit_timer(&mut self, out: &mut Effects) {
         let due = self
             .commit_deadline()
@@ -153,7 +206,7 @@ impl Replica {
     }
 
     pub(super) fn commit_deadline(&self) -> Option<u64> {
-        if self.log.is_primary() {
+        if self.is_leader() {
             return None;
         }
         Some(self.commit.waiting_since_us? + self.config.tuning.fetch_after_us)

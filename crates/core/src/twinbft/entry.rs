@@ -24,6 +24,9 @@ impl Replica {
             host: self.config.host(),
             twin: sender,
         };
+        if sender == self.config.twin() {
+            self.own.note_read();
+        }
         let result = match from_canonical::<Entry>(bytes) {
             Ok(entry) => self
                 .apply(sender, &entry, out)
@@ -48,7 +51,7 @@ impl Replica {
                 kind: EventKind::Invalid { problem },
             }));
         }
-        self.trim_log(out);
+        self.trim_log(bytes.len(), out);
         result
     }
 
@@ -140,6 +143,8 @@ impl Replica {
                 self.handle_sign(statement, authenticator, out);
             }
             Entry::Accept { view, slot, .. } => self.note_sibling_accept(*view, *slot),
+            Entry::Relay { certificate } => self.handle_relay(sender, certificate, out),
+            Entry::RelayOrder { order } => self.handle_relayed_order(sender, order, out),
             Entry::ResultAgain {
                 client,
                 seq,
@@ -177,11 +182,7 @@ impl Replica {
             return;
         };
         match statement {
-            Statement::Ack { view, .. } => {
-                let receivers = self.ack_receivers(*view);
-                let message = Arc::new(PeerMessage::Certificate(certificate));
-                self.send_to_counterparts(receivers.into_iter(), &message, out);
-            }
+            Statement::Ack { view, .. } => self.send_ack(*view, certificate, out),
             Statement::Checkpoint { .. } => {
                 let message = Arc::new(PeerMessage::Certificate(certificate));
                 self.send_to_counterparts(self.config.shape.all_hosts(), &message, out);
@@ -191,12 +192,11 @@ impl Replica {
         }
     }
 
-    /// 2: at each multiple of `k`, the log below can go: what is still needed of it is in STATE.
-    fn trim_log(&self, out: &mut Effects) {
-        let end = self.log.end();
-        if end.0.is_multiple_of(self.config.tuning.trim_entries) {
+    /// 2: when the log has grown, what lies below can go: what is still needed of it is in STATE.
+    fn trim_log(&mut self, bytes: usize, out: &mut Effects) {
+        if let Some(position) = self.log.note_bytes(bytes as u64) {
             out.push(Effect::Trim {
-                position: end,
+                position,
                 state: self.log.to_state().into(),
             });
         }

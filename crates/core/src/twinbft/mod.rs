@@ -13,6 +13,7 @@ mod entry;
 mod execute;
 mod leader;
 mod order;
+mod own;
 mod pool;
 mod reads;
 mod reply;
@@ -69,6 +70,8 @@ pub struct Replica {
     checkpoints: Checkpoints,
     divergences: Divergences,
     reads: Reads,
+    /// This twin's posts that it has not read back yet.
+    own: own::Own,
     /// Counts the questions to other hosts, to ask other twins each time.
     asked: u8,
     /// Used by [`entry`], empty between steps; kept for its memory.
@@ -83,6 +86,9 @@ impl Replica {
         let bounds = Bounds {
             checkpoint_slots: tuning.checkpoint_slots,
             batch_requests_max: tuning.batch_requests_max as u64,
+            trim_multiple: tuning.trim_multiple,
+            trim_entries: tuning.trim_entries,
+            trim_bytes: tuning.trim_bytes,
         };
         let sessions = SessionTable::new(SessionBounds {
             window: tuning.session_window,
@@ -107,6 +113,7 @@ impl Replica {
             checkpoints: Checkpoints::default(),
             divergences: Divergences::default(),
             reads: Reads::default(),
+            own: own::Own::default(),
             asked: 0,
             decisions: Vec::new(),
             config,
@@ -123,6 +130,7 @@ impl Replica {
     pub fn step(&mut self, now: Tick, input: Input, out: &mut Effects) -> Result<(), PeerFault> {
         assert!(now.mono_us >= self.now.mono_us, "monotonic time went back");
         self.now = now;
+        let before = out.0.len();
         let result = match input {
             Input::Request {
                 request,
@@ -161,6 +169,7 @@ impl Replica {
             }
         };
         self.advance(out);
+        self.own.note_posts(&out.0[before..]);
         result
     }
 
@@ -216,6 +225,10 @@ impl Replica {
             }
             PeerMessage::Certificate(certificate) => {
                 let signed = self.verify(from, &certificate)?;
+                if matches!(signed.statement, Statement::Ack { .. }) {
+                    self.handle_ack_certificate(&certificate, out);
+                    return Ok(());
+                }
                 self.handle_statement(from, &signed, out)
             }
         }

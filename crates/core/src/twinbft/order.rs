@@ -40,6 +40,9 @@ impl Replica {
         for signature in private.signatures {
             data.add_signature(signature);
         }
+        for (digest, request) in &private.unverified {
+            data.fill(*digest, request);
+        }
         let me = self.config.twin();
         let signed_already = data.authenticators.iter().any(|a| a.twin == me);
         let statement = Statement::Order {
@@ -47,7 +50,7 @@ impl Replica {
             slot,
             history: data.history,
         };
-        let lazy = self.serves_all(&data);
+        let lazy = self.is_small(data.bytes());
         if !data.is_complete() {
             self.voting.note_incomplete(slot, self.now.mono_us);
         }
@@ -72,10 +75,16 @@ impl Replica {
         }
     }
 
-    /// Whether the leader serves all twins of the backups with this slot, because it is small: that spares
-    /// them the wait for a second signature; the others step in when no acceptance follows.
-    fn serves_all(&self, data: &SlotData) -> bool {
-        data.bytes() <= self.config.tuning.serve_all_bytes_max
+    /// Whether the leader alone serves the backups with this slot, because it is small: that spares them the
+    /// wait for a second signature. The others step in when no acceptance follows (docs/adr/0005-small-batches.md).
+    fn is_small(&self, bytes: usize) -> bool {
+        bytes <= self.config.tuning.serve_all_bytes_max
+    }
+
+    /// With two twins a host is silent when one of them is: the leader then serves one twin of a host, and that
+    /// one passes a small batch on through the postbox, which is cheaper than the network.
+    pub(super) fn relays(&self, bytes: usize) -> bool {
+        self.config.shape.unanimous() && self.is_small(bytes)
     }
 
     /// A sibling's SIGN of an ORDER.
@@ -102,11 +111,12 @@ impl Replica {
         let Some(data) = self.slots.get(slot) else {
             return;
         };
-        let all = self.serves_all(data);
+        let bytes = data.bytes();
         // The first certificate only: what comes later is for those who ask.
-        if data.authenticators.len() != quorum || (all && !leads) {
+        if data.authenticators.len() != quorum || (self.is_small(bytes) && !leads) {
             return;
         }
+        let all = self.is_small(bytes) && !self.relays(bytes);
         let Some(message) = self.slots.get_mut(slot).and_then(|d| d.order(slot, quorum)) else {
             return;
         };

@@ -38,6 +38,8 @@ pub struct Private {
     pub signatures: Vec<Authenticator>,
     /// Requests whose BODY failed here.
     failed: Vec<RequestRef>,
+    /// Their bodies: a decision in spite of this twin vouches for them.
+    pub unverified: Vec<(Digest, Request)>,
     /// No request twice.
     proper: bool,
     voted: Option<Vote>,
@@ -150,6 +152,7 @@ impl Replica {
             bodies,
             signatures: Vec::new(),
             failed: Vec::new(),
+            unverified: Vec::new(),
             proper,
             voted: None,
             seen_us: self.now.mono_us,
@@ -384,9 +387,10 @@ impl Replica {
             .log
             .live_view()
             .is_some_and(|view| self.config.shape.leader(view).twin == sender);
-        if from_leader {
-            for private in self.voting.candidates.values_mut() {
-                if private.requests.contains(&reference) {
+        for private in self.voting.candidates.values_mut() {
+            if private.requests.contains(&reference) {
+                private.unverified.push((digest, signed.request.clone()));
+                if from_leader {
                     private.failed.push(reference);
                 }
             }

@@ -306,6 +306,9 @@ impl Driver {
         // While posts crowd the queue, what waits outside must not keep this thread from sleeping.
         let crowded = self.posts.is_crowded();
         let inbox = &self.inbox;
+        // An own entry that decides nothing yet is read together with the one that makes it decide.
+        let for_own = !self.posts.is_empty() || self.core.awaits_own_entries();
+        self.link.reader().wake_for_own(for_own);
         let wake = self
             .link
             .reader()

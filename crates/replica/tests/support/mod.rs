@@ -109,7 +109,7 @@ impl Cluster {
         options.limits.log_bytes = postbox.log_bytes;
         options.limits.entry_bytes_max = postbox.entry_bytes_max;
         options.limits.state_bytes_max = postbox.state_bytes_max;
-        options.limits.trim_every = self.config.protocol.trim_entries;
+        options.limits.trim_every = twinbft_config::TRIM_MULTIPLE;
         options.spin_us = u32::try_from(postbox.spin_us).expect("small");
         options
     }

@@ -99,9 +99,9 @@ impl BrokerChannel {
     }
 
     /// Wakes the twin when it sleeps on the log. To be called after publishing and a SeqCst fence.
-    /// Answers whether it did.
-    pub fn wake_if_waiting(&self) -> bool {
-        let waiting = self.wait_flag.take();
+    /// Answers whether it did. `only_own`: nothing but this twin's own entries was published.
+    pub fn wake_if_waiting(&self, only_own: bool) -> bool {
+        let waiting = self.wait_flag.take(only_own);
         if waiting {
             self.ring_bell();
         }

@@ -1,0 +1,89 @@
+//! Which of this twin's own posts could decide something when they are read back.
+//!
+//! A twin acts only on what it has read back from the log, its own entries included. But most of them decide
+//! nothing before a sibling's follow, and need no wake-up of their own.
+
+use std::collections::VecDeque;
+
+use twinbft_types::{Entry, Slot, Statement};
+
+use super::Replica;
+use crate::io::Effect;
+
+/// Posts that are remembered; with more under way, every one counts as decisive.
+const POSTS_MAX: usize = 1024;
+
+/// What a post waits for.
+#[derive(Debug)]
+enum Waits {
+    /// Votes of siblings on the same slot.
+    Accept(Slot),
+    /// Results of siblings for the same slot.
+    Results(Slot),
+    /// Signatures of siblings.
+    Sign(Statement),
+    /// Nothing that this twin could name: it may decide at once.
+    Nothing,
+    /// It never decides anything for this twin.
+    Forever,
+}
+
+/// This twin's posts that it has not read back yet, oldest first.
+#[derive(Debug, Default)]
+pub struct Own(VecDeque<Waits>);
+
+impl Own {
+    /// Remembers what a step has posted.
+    pub fn note_posts(&mut self, effects: &[Effect]) {
+        for effect in effects {
+            if let Effect::Post { entry, lazy: _ } = effect {
+                self.0.push_back(waits(entry));
+            }
+        }
+        while self.0.len() > POSTS_MAX {
+            self.0.pop_front();
+        }
+    }
+
+    /// One of them was read back.
+    pub fn note_read(&mut self) {
+        self.0.pop_front();
+    }
+}
+
+fn waits(entry: &Entry) -> Waits {
+    match entry {
+        Entry::Accept { slot, .. } => Waits::Accept(*slot),
+        Entry::Results { slot, .. } => Waits::Results(*slot),
+        Entry::Sign { statement, .. } => match statement {
+            Statement::Order { .. } => Waits::Forever,
+            _ => Waits::Sign(statement.clone()),
+        },
+        // A leader's proposal is nothing without a follower's vote; the others are for siblings.
+        Entry::Propose { .. }
+        | Entry::Need { .. }
+        | Entry::Body { .. }
+        | Entry::Relay { .. }
+        | Entry::RelayOrder { .. } => Waits::Forever,
+        _ => Waits::Nothing,
+    }
+}
+
+impl Replica {
+    /// Whether an own post that was not read back yet could decide something as the log stands: if not, there is
+    /// no hurry to read it before a sibling has posted.
+    #[must_use]
+    pub fn awaits_own_entries(&self) -> bool {
+        let quorum = self.config.shape.twin_quorum();
+        self.own.0.len() >= POSTS_MAX
+            || self.own.0.iter().any(|waits| match waits {
+                Waits::Accept(slot) => {
+                    *slot > self.log.accepted().0 && self.log.accept_votes(*slot) + 1 >= quorum
+                }
+                Waits::Results(slot) => self.log.result_votes(*slot) + 1 >= quorum,
+                Waits::Sign(statement) => self.book.signatures(statement) + 1 >= quorum,
+                Waits::Nothing => true,
+                Waits::Forever => false,
+            })
+    }
+}
