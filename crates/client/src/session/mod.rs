@@ -32,6 +32,7 @@ use twinbft_types::{HostId, ReplicaId, Request, Seq, View};
 
 use reads::Reads;
 use request::{Pending, PendingState};
+use tally::ReplyTally;
 use transmit::{Outbox, What};
 
 /// One session: requests in a window, certified results out, and fast reads.
@@ -53,6 +54,8 @@ pub struct Session {
     events: VecDeque<Event>,
     faults: FaultCounters,
     late_replies: u64,
+    /// Tallies of requests that are done, for the next ones. Invariant: cleared; never more than the window.
+    spare: Vec<ReplyTally>,
     closed: Option<RefusalReason>,
     /// Whether the next request goes to everybody.
     announce: bool,
@@ -70,7 +73,7 @@ impl Session {
         let window = usize::try_from(config.window).expect("a window fits the memory");
         Self {
             view: View(0),
-            requests: vec![Pending::free(config.shape); window],
+            requests: vec![Pending::free(); window],
             base: Seq(1),
             next: Seq(1),
             waiting: 0,
@@ -80,6 +83,7 @@ impl Session {
             events: VecDeque::new(),
             faults: FaultCounters::default(),
             late_replies: 0,
+            spare: Vec::new(),
             closed: None,
             announce: config.announce,
             config,
@@ -116,8 +120,13 @@ impl Session {
         let retransmit_at_us = now_us.saturating_add(self.config.retransmit_after_us);
         let primary = self.primary();
         let index = self.index(seq);
+        let tally = self
+            .spare
+            .pop()
+            .unwrap_or_else(|| ReplyTally::new(self.config.shape));
         self.requests[index].begin(
             request,
+            tally,
             primary,
             retransmit_at_us,
             self.config.retransmit_after_us,
@@ -171,7 +180,8 @@ impl Session {
         if pending.seq() != reply.seq || !pending.is_waiting() {
             return self.handle_late_reply(index, reply);
         }
-        let accepted = pending.tally.handle_reply(
+        let tally = pending.tally.as_mut().expect("a waiting request has one");
+        let accepted = tally.handle_reply(
             &self.config.keys,
             self.config.client,
             reply,
@@ -179,7 +189,7 @@ impl Session {
         );
         if let Some(accepted) = accepted {
             let event = pending.complete(self.config.shape, accepted);
-            self.finish(event);
+            self.finish(index, event);
         }
     }
 
@@ -247,7 +257,7 @@ impl Session {
     fn give_up(&mut self, seq: Seq, reason: RefusalReason) {
         let index = self.index(seq);
         let event = self.requests[index].fail(FailReason::Refused(reason));
-        self.finish(event);
+        self.finish(index, event);
         if reason == RefusalReason::ResultDiscarded {
             // It was executed: the session goes on behind it.
             return;
@@ -257,12 +267,16 @@ impl Session {
             let index = self.index(seq);
             if self.requests[index].is_waiting() {
                 let event = self.requests[index].fail(FailReason::SessionClosed(reason));
-                self.finish(event);
+                self.finish(index, event);
             }
         }
     }
 
-    fn finish(&mut self, event: Event) {
+    fn finish(&mut self, index: usize, event: Event) {
+        let tally = self.requests[index].tally.take();
+        let mut tally = tally.expect("a waiting request had one");
+        tally.clear();
+        self.spare.push(tally);
         self.events.push_back(event);
         self.waiting -= 1;
         while self.base < self.next && !self.requests[self.index(self.base)].is_waiting() {
@@ -395,8 +409,9 @@ impl Session {
     #[must_use]
     pub fn progress(&self, seq: Seq) -> Option<Progress> {
         let pending = &self.requests[self.index(seq)];
-        (pending.seq() == seq && pending.is_waiting()).then(|| Progress {
-            answered: pending.tally.hosts_heard(),
+        let tally = pending.tally.as_ref().filter(|_| pending.seq() == seq)?;
+        Some(Progress {
+            answered: tally.hosts_heard(),
             refusals: pending.refusals(self.config.shape),
             rounds: pending.rounds,
         })

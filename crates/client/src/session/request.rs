@@ -34,13 +34,14 @@ pub(super) struct Pending {
     interval_us: u64,
     /// Whether a sending of it stands in the outbox, so that there is never more than one.
     pub(super) queued: bool,
-    pub(super) tally: ReplyTally,
-    /// The latest refusal of each replica.
+    /// Of a waiting request, always.
+    pub(super) tally: Option<ReplyTally>,
+    /// The latest refusal of each replica; empty while there is none.
     refusals: Vec<Option<RefusalReason>>,
 }
 
 impl Pending {
-    pub(super) fn free(shape: Shape) -> Self {
+    pub(super) fn free() -> Self {
         Self {
             state: PendingState::Free,
             request: Request {
@@ -55,8 +56,8 @@ impl Pending {
             retransmit_at_us: 0,
             interval_us: 0,
             queued: false,
-            tally: ReplyTally::new(shape),
-            refusals: vec![None; usize::from(shape.hosts()) * usize::from(shape.twins())],
+            tally: None,
+            refusals: Vec::new(),
         }
     }
 
@@ -71,6 +72,7 @@ impl Pending {
     pub(super) fn begin(
         &mut self,
         request: Request,
+        tally: ReplyTally,
         primary: HostId,
         retransmit_at_us: u64,
         interval_us: u64,
@@ -85,8 +87,8 @@ impl Pending {
         self.retransmit_at_us = retransmit_at_us;
         self.interval_us = interval_us;
         self.queued = true;
-        self.tally.clear();
-        self.refusals.fill(None);
+        self.tally = Some(tally);
+        self.refusals.clear();
     }
 
     /// The next retransmission is due later, up to a bound.
@@ -123,14 +125,18 @@ impl Pending {
         }
     }
 
-    /// Lets go of everything that takes memory.
+    /// Lets go of everything that takes memory, but for the tally, which the session takes back.
     fn release(&mut self, state: PendingState) {
         self.state = state;
         self.request.operation = Bytes::new();
-        self.tally.clear();
+        self.refusals = Vec::new();
     }
 
     pub(super) fn note_refusal(&mut self, shape: Shape, from: ReplicaId, reason: RefusalReason) {
+        self.refusals.resize(
+            usize::from(shape.hosts()) * usize::from(shape.twins()),
+            None,
+        );
         self.refusals[index(shape, from)] = Some(reason);
     }
 
@@ -140,7 +146,7 @@ impl Pending {
             .all_twins()
             .filter(|twin| {
                 let replica = ReplicaId { host, twin: *twin };
-                self.refusals[index(shape, replica)] == Some(reason)
+                self.refusals.get(index(shape, replica)) == Some(&Some(reason))
             })
             .count();
         twins >= shape.twin_quorum()
