@@ -45,7 +45,7 @@ enum LogFormat {
     Json,
 }
 
-fn main() -> ExitCode {
+pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
