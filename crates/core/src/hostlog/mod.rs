@@ -448,10 +448,24 @@ impl HostLog {
             .map_or(twinbft_types::Attempt(0), |a| a.next())
     }
 
+    /// Twins that have posted ACCEPT with this history for a slot that is not accepted yet.
+    #[must_use]
+    pub fn equal_accepts(&self, slot: Slot, history: Digest) -> usize {
+        self.accepts.get(&slot).map_or(0, |votes| {
+            votes.iter().filter(|(_, h)| *h == history).count()
+        })
+    }
+
     /// Twins that have posted ACCEPT for a slot that is not accepted yet.
     #[must_use]
     pub fn accept_votes(&self, slot: Slot) -> usize {
         self.accepts.get(&slot).map_or(0, KeyedVotes::len)
+    }
+
+    /// Whether this twin has posted LEAVE of `view`.
+    #[must_use]
+    pub fn has_left(&self, twin: TwinId, view: View) -> bool {
+        self.leaves[usize::from(twin.0)] > view
     }
 
     /// Twins that have posted RESULT for a slot whose tally is open.

@@ -23,6 +23,8 @@ pub struct Backup {
     tip: Slot,
     /// Valid certificates beyond the next slot. Invariant: slots lie between the marks.
     waiting: BTreeMap<Slot, (ReplicaId, OrderMessage)>,
+    /// The last slot whose acceptance by this host is certain, read back or not.
+    foreseen: Slot,
     /// The highest slot between the marks that anybody spoke of.
     heard: Slot,
     /// Since when `heard` lies beyond the tip.
@@ -151,7 +153,25 @@ impl Replica {
         }));
         out.push(Effect::Persist(Record::Promise(entry.clone())));
         out.post(entry);
+        self.foresee_acceptance(view, slot, claimed, out);
         Ok(())
+    }
+
+    /// With m = q this twin's ACCEPT completes the quorum as soon as it is posted, if the siblings' are in the log
+    /// already: every fence of `v` needs this twin's own LEAVE, and its appends are FIFO (the argument of
+    /// protocol.md 3 for an ENDORSE that carries its signature). So it need not wait to read it back.
+    fn foresee_acceptance(&mut self, view: View, slot: Slot, history: Digest, out: &mut Effects) {
+        let shape = self.config.shape;
+        let is_last = self.log.equal_accepts(slot, history) + 1 == usize::from(shape.twins());
+        if shape.unanimous() && is_last && !self.log.has_left(self.config.twin(), view) {
+            self.backup.foreseen = self.backup.foreseen.max(slot);
+            self.handle_accepted(view, slot, history, out);
+        }
+    }
+
+    /// The last slot that this host has accepted, or is certain to accept by what this twin has posted.
+    pub(super) fn surely_accepted(&self) -> Slot {
+        self.log.accepted().0.max(self.backup.foreseen)
     }
 
     /// A sibling passed an ORDER on (3): it is worth what its signatures are worth.

@@ -74,13 +74,6 @@ impl SignatureBook {
         self.certificate(statement)
     }
 
-    /// How many signatures there are on a decided statement.
-    pub fn signatures(&self, statement: &Statement) -> usize {
-        self.pages
-            .get(statement)
-            .map_or(0, |page| page.authenticators.len())
-    }
-
     /// The certificate, when there are `q` signatures.
     pub fn certificate(&self, statement: &Statement) -> Option<Certificate> {
         let page = self.pages.get(statement)?;

@@ -105,7 +105,7 @@ impl Replica {
     pub(super) fn handle_own_checkpoint(&mut self, slot: Slot, digest: Digest, out: &mut Effects) {
         self.checkpoints.note(self.config.host(), slot, digest);
         self.checkpoints.decided = Some((slot, digest));
-        self.sign_decided(Statement::Checkpoint { slot, digest }, true, out);
+        self.sign_decided(&Statement::Checkpoint { slot, digest }, true, out);
         self.poll_stable(out);
     }
 

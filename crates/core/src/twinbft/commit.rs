@@ -59,7 +59,7 @@ impl Replica {
             beat: None,
         };
         // Off the client's path: it rides with the RESULT that follows.
-        self.sign_decided(statement, true, out);
+        self.sign_decided(&statement, true, out);
     }
 
     /// 4.6: with Q ≤ 2 the primary alone needs ACKs. One twin sends them to the leader, which passes them on
@@ -161,7 +161,7 @@ impl Replica {
             return;
         };
         let shape = self.config.shape;
-        let own = self.log.accepted().0;
+        let own = self.surely_accepted();
         let primary = shape.primary(view);
         let mut accepted: Vec<Slot> = shape
             .all_hosts()

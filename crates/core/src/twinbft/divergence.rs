@@ -106,7 +106,7 @@ impl Replica {
                 to: from,
                 message: Arc::new(PeerMessage::Certificate(certificate)),
             }),
-            None => self.sign_decided(statement, false, out),
+            None => self.sign_decided(&statement, false, out),
         }
     }
 
@@ -124,7 +124,7 @@ impl Replica {
                 history,
                 results,
             };
-            self.sign_decided(statement, false, out);
+            self.sign_decided(&statement, false, out);
         }
     }
 

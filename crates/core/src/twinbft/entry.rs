@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use twinbft_types::wire::PeerMessage;
-use twinbft_types::{Entry, Position, ReplicaId, Statement, TwinId, from_canonical};
+use twinbft_types::{Certificate, Entry, Position, ReplicaId, Statement, TwinId, from_canonical};
 
 use super::Replica;
 use crate::evidence::{Event, EventKind};
@@ -60,11 +60,14 @@ impl Replica {
         let mut decisions = std::mem::take(&mut self.decisions);
         let valid = self.log.apply(sender, entry, &mut decisions);
         for decision in decisions.drain(..) {
-            self.carry_out(decision, out);
+            self.carry_out(sender, decision, out);
         }
         self.decisions = decisions;
         valid?;
         self.act_on(sender, entry, out);
+        if let Entry::Results { slot, .. } = entry {
+            self.close_results(*slot);
+        }
         Ok(())
     }
 
@@ -87,7 +90,7 @@ impl Replica {
         }
     }
 
-    fn carry_out(&mut self, decision: Decision, out: &mut Effects) {
+    fn carry_out(&mut self, sender: TwinId, decision: Decision, out: &mut Effects) {
         match decision {
             Decision::Candidate { slot } => self.candidate_appeared(slot),
             Decision::Nacked { slot, requests } => {
@@ -113,7 +116,7 @@ impl Replica {
                 slot,
                 history,
                 places,
-            } => self.handle_certified(slot, history, places, out),
+            } => self.handle_certified(sender, slot, history, places, out),
             Decision::SlotResult {
                 slot,
                 history,
@@ -174,13 +177,22 @@ impl Replica {
                 history,
                 results,
             } if self.log.slot_result(*slot) == Some((*history, *results)) => {
-                self.sign_decided(statement.clone(), false, out);
+                self.sign_decided(statement, false, out);
             }
             _ => {}
         }
-        let Some(certificate) = self.book.sign(statement, authenticator.clone()) else {
-            return;
-        };
+        if let Some(certificate) = self.book.sign(statement, authenticator.clone()) {
+            self.send_certificate(statement, certificate, out);
+        }
+    }
+
+    /// A certificate of this host is complete.
+    pub(super) fn send_certificate(
+        &mut self,
+        statement: &Statement,
+        certificate: Certificate,
+        out: &mut Effects,
+    ) {
         match statement {
             Statement::Ack { view, .. } => self.send_ack(*view, certificate, out),
             Statement::Checkpoint { .. } => {

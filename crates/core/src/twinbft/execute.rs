@@ -130,11 +130,17 @@ impl Replica {
             })
             .collect();
         assert!(results.next().is_none(), "one result for each request");
-        out.post(Entry::Results {
+        let replied = self.reply_early(slot, history, &macs, out);
+        let entry = Entry::Results {
             slot,
             history,
             view: None,
             results: macs,
+        };
+        // When the replies are out, the siblings need these results for the record only.
+        out.push(Effect::Post {
+            entry,
+            lazy: replied,
         });
         self.reply_late(slot, out);
         if self.execution.checkpoint == Some(slot) {

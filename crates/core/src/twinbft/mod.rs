@@ -305,20 +305,25 @@ impl Replica {
         }
     }
 
-    /// The log has decided this statement: sign it, once (release rule, protocol.md 3).
-    fn sign_decided(&mut self, statement: Statement, lazy: bool, out: &mut Effects) {
-        if !self.book.decide(&statement) {
+    /// The host has decided this statement: sign it, once (release rule, protocol.md 3). The own signature counts
+    /// at once; with it the certificate may be complete.
+    fn sign_decided(&mut self, statement: &Statement, lazy: bool, out: &mut Effects) {
+        if !self.book.decide(statement) {
             return;
         }
         let authenticator = self
             .config
             .keys
             .sign(self.config.shape, &self.signed(statement.clone()));
+        let certificate = self.book.sign(statement, authenticator.clone());
         let entry = twinbft_types::Entry::Sign {
-            statement,
+            statement: statement.clone(),
             authenticator,
         };
         out.push(Effect::Post { entry, lazy });
+        if let Some(certificate) = certificate {
+            self.send_certificate(statement, certificate, out);
+        }
     }
 
     fn signed(&self, statement: Statement) -> Signed {

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use twinbft_types::{Entry, Slot, Statement};
+use twinbft_types::{Entry, Slot};
 
 use super::Replica;
 use crate::io::Effect;
@@ -20,8 +20,6 @@ enum Waits {
     Accept(Slot),
     /// Results of siblings for the same slot.
     Results(Slot),
-    /// Signatures of siblings.
-    Sign(Statement),
     /// Nothing that this twin could name: it may decide at once.
     Nothing,
     /// It never decides anything for this twin.
@@ -55,12 +53,10 @@ fn waits(entry: &Entry) -> Waits {
     match entry {
         Entry::Accept { slot, .. } => Waits::Accept(*slot),
         Entry::Results { slot, .. } => Waits::Results(*slot),
-        Entry::Sign { statement, .. } => match statement {
-            Statement::Order { .. } => Waits::Forever,
-            _ => Waits::Sign(statement.clone()),
-        },
-        // A leader's proposal is nothing without a follower's vote; the others are for siblings.
+        // A leader's proposal is nothing without a follower's vote, and an own signature counts when it is made;
+        // the others are for siblings.
         Entry::Propose { .. }
+        | Entry::Sign { .. }
         | Entry::Need { .. }
         | Entry::Body { .. }
         | Entry::Relay { .. }
@@ -78,10 +74,11 @@ impl Replica {
         self.own.0.len() >= POSTS_MAX
             || self.own.0.iter().any(|waits| match waits {
                 Waits::Accept(slot) => {
-                    *slot > self.log.accepted().0 && self.log.accept_votes(*slot) + 1 >= quorum
+                    *slot > self.surely_accepted() && self.log.accept_votes(*slot) + 1 >= quorum
                 }
-                Waits::Results(slot) => self.log.result_votes(*slot) + 1 >= quorum,
-                Waits::Sign(statement) => self.book.signatures(statement) + 1 >= quorum,
+                Waits::Results(slot) => {
+                    self.log.result_votes(*slot) + 1 >= quorum && !self.has_replied(*slot)
+                }
                 Waits::Nothing => true,
                 Waits::Forever => false,
             })

@@ -1,6 +1,6 @@
 //! Cross-checked results go out to clients (protocol.md 4.8).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use twinbft_types::wire::{Outcome, Reply};
 use twinbft_types::{
@@ -12,6 +12,8 @@ use crate::io::{Effect, Effects, Refusal};
 
 /// Slots whose MACs are kept until their replies are sent; the lowest gives way.
 const SLOTS_MAX: usize = 256;
+/// In batches up to this size the twin whose RESULT completes the certificate sends all replies.
+const LAST_SENDS_MAX: usize = 8;
 /// Retransmissions under way; the oldest gives way.
 const AGAIN_MAX: usize = 1024;
 /// The same request is answered again at most this often.
@@ -25,7 +27,9 @@ type Said = Vec<(TwinId, Digest, Vec<ResultMac>)>;
 pub struct Replies {
     slots: BTreeMap<Slot, Said>,
     /// Certified requests of slots that this twin has not executed yet itself.
-    late: BTreeMap<Slot, (Digest, Vec<usize>)>,
+    late: BTreeMap<Slot, (TwinId, Digest, Vec<usize>)>,
+    /// Slots whose replies went out before this twin's RESULT was read back.
+    early: BTreeSet<Slot>,
     again: BTreeMap<(ClientId, Seq), Again>,
     again_order: VecDeque<(ClientId, Seq)>,
     /// Requests in cross-checked, certified results.
@@ -80,37 +84,42 @@ impl Replica {
         }
     }
 
-    /// `q` twins agree on these requests' results: the designated twin sends the replies.
+    /// `q` twins agree on these requests' results, by the RESULT that `last` posted.
     pub(super) fn handle_certified(
         &mut self,
+        last: TwinId,
         slot: Slot,
         history: Digest,
         places: Vec<usize>,
         out: &mut Effects,
     ) {
         self.replies.cross_checked += places.len() as u64;
+        if self.has_replied(slot) {
+            return;
+        }
         if self.execution.executed() < slot {
             let late = self.replies.late.entry(slot);
-            late.or_insert_with(|| (history, Vec::new()))
-                .1
+            late.or_insert_with(|| (last, history, Vec::new()))
+                .2
                 .extend(places);
             if self.replies.late.len() > SLOTS_MAX {
                 self.replies.late.pop_first();
             }
         } else {
-            self.reply_certified(slot, history, &places, out);
+            self.reply_certified(last, slot, history, &places, out);
         }
     }
 
     /// This twin has executed a slot whose results its siblings had certified before.
     pub(super) fn reply_late(&mut self, slot: Slot, out: &mut Effects) {
-        if let Some((history, places)) = self.replies.late.remove(&slot) {
-            self.reply_certified(slot, history, &places, out);
+        if let Some((last, history, places)) = self.replies.late.remove(&slot) {
+            self.reply_certified(last, slot, history, &places, out);
         }
     }
 
     fn reply_certified(
         &mut self,
+        last: TwinId,
         slot: Slot,
         history: Digest,
         places: &[usize],
@@ -119,33 +128,85 @@ impl Replica {
         let Some(data) = self.slots.get(slot).filter(|data| data.history == history) else {
             return;
         };
+        let batch = data.requests.len();
         for place in places {
             let Some(request) = data.requests.get(*place) else {
                 continue;
             };
-            if self.is_designated(request.client, slot)
+            if self.sends_reply(request.client, slot, batch, last)
                 && let Some((digest, macs)) = self.matching_macs(slot, history, *place)
             {
                 self.send_reply(request, (slot, digest), macs, false, out);
             }
         }
-        let all = usize::from(self.config.shape.twins());
-        if self
-            .replies
-            .slots
-            .get(&slot)
-            .is_some_and(|said| said.len() >= all)
-        {
-            self.replies.slots.remove(&slot);
+    }
+
+    /// With m = q, and when the siblings' RESULTs are in the log already and agree with this twin's, the replies
+    /// are certified by what this twin is about to post: it sends those that are its to send. Answers whether all
+    /// of the slot's are. A REPLY is signed under release: the slot is decided or accepted in the log (4.8).
+    pub(super) fn reply_early(
+        &mut self,
+        slot: Slot,
+        history: Digest,
+        own: &[ResultMac],
+        out: &mut Effects,
+    ) -> bool {
+        let shape = self.config.shape;
+        let Some(said) = self.replies.slots.get(&slot) else {
+            return false;
+        };
+        let equal = |(_, h, results): &(TwinId, Digest, Vec<ResultMac>)| {
+            let same = |(a, b): (&ResultMac, &ResultMac)| a.digest == b.digest;
+            *h == history && results.len() == own.len() && results.iter().zip(own).all(same)
+        };
+        let is_last = said.len() + 1 == usize::from(shape.twins()) && said.iter().all(equal);
+        let is_small = own.len() <= LAST_SENDS_MAX;
+        if !shape.unanimous() || !is_last || !is_small {
+            return false;
+        }
+        let data = self.slots.get(slot).expect("executing slots are held");
+        for (place, (request, own)) in data.requests.iter().zip(own).enumerate() {
+            let mut macs: Vec<(TwinId, Mac)> = said
+                .iter()
+                .filter_map(|(twin, _, results)| Some((*twin, results.get(place)?.mac)))
+                .collect();
+            macs.push((self.config.twin(), own.mac));
+            self.send_reply(request, (slot, own.digest), macs, false, out);
+        }
+        self.replies.early.insert(slot);
+        if self.replies.early.len() > SLOTS_MAX {
+            self.replies.early.pop_first();
+        }
+        true
+    }
+
+    /// Whether the replies of this slot went out before this twin's RESULT was read back.
+    pub(super) fn has_replied(&self, slot: Slot) -> bool {
+        self.replies.early.contains(&slot)
+    }
+
+    /// All twins have posted their results of this slot: nothing more comes of them.
+    pub(super) fn close_results(&mut self, slot: Slot) {
+        if self.log.result_votes(slot) == 0 {
+            if !self.replies.late.contains_key(&slot) {
+                self.replies.slots.remove(&slot);
+            }
+            self.replies.early.remove(&slot);
         }
     }
 
-    /// 4.8: one designated twin, `(c + n) mod m`, sends the reply.
-    fn is_designated(&self, client: ClientId, slot: Slot) -> bool {
+    /// 4.8: one twin sends the reply: `(c + n) mod m`. In a small batch with m = q, the one whose RESULT completes
+    /// the certificate: it can do so at once, which spares the client a wake-up of the other
+    /// (docs/adr/0008-last-twin-replies.md).
+    fn sends_reply(&self, client: ClientId, slot: Slot, batch: usize, last: TwinId) -> bool {
+        let shape = self.config.shape;
+        if shape.unanimous() && batch <= LAST_SENDS_MAX {
+            return last == self.config.twin();
+        }
         let number = u64::from(client.key)
             .wrapping_add(client.session)
             .wrapping_add(slot.0);
-        number % u64::from(self.config.shape.twins()) == u64::from(self.config.twin().0)
+        number % u64::from(shape.twins()) == u64::from(self.config.twin().0)
     }
 
     /// The MACs of the twins whose result at this place is the certified one.
