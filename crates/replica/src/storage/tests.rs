@@ -263,3 +263,59 @@ fn a_directory_that_cannot_be_used_is_named() {
         "{error}"
     );
 }
+
+/// Whatever goes wrong behind the back of the core's thread reaches it: the node stops.
+#[test]
+fn a_failure_in_the_background_is_an_error_of_the_next_flush() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &[slot(1)]);
+    let (wake, woken) = mpsc::channel();
+    let wake = move || wake.send(()).unwrap();
+    let (mut storage, _) = Storage::open(dir.path(), OWNER, Policy::Sync, wake).unwrap();
+    storage.append(&slot(2)).unwrap();
+    storage.flush().unwrap();
+    while storage.revealable() < 1 {
+        woken.recv().unwrap();
+    }
+    let gone = segment_path(dir.path(), 0);
+    std::fs::remove_file(&gone).unwrap();
+    storage.append(&stable(1)).unwrap();
+    storage.flush().unwrap();
+    let error = loop {
+        woken.recv().unwrap();
+        match storage.flush() {
+            Ok(()) => {}
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(
+        error.starts_with("removing") && error.contains(gone.to_str().unwrap()),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_new_segment_that_cannot_be_made_is_an_error_that_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = dir.path().join("wal");
+    let (mut storage, _) = Storage::open(&logs, OWNER, GROUP, || {}).unwrap();
+    std::fs::remove_dir_all(&logs).unwrap();
+    let large = Record::Slot {
+        slot: Slot(1),
+        previous: Digest::ZERO,
+        timestamp_us: 0,
+        bodies: vec![twinbft_types::Request {
+            client: twinbft_types::ClientId { key: 0, session: 1 },
+            seq: twinbft_types::Seq(1),
+            operation: vec![9; 17 << 20].into(),
+        }],
+        certificate: None,
+    };
+    storage.append(&large).unwrap();
+    let error = storage.append(&slot(2)).unwrap_err().to_string();
+    let path = segment_path(&logs, 1);
+    assert!(
+        error.contains(path.to_str().unwrap()) && error.contains("free space"),
+        "{error}"
+    );
+}
