@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod check;
 pub mod completion;
+pub mod demo;
 pub mod down;
 pub mod init;
 pub mod keygen;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use twinbft_cli::cluster::Cluster;
 use twinbft_types::Shape;
 
-pub use ask::{Answer, Asked};
+pub use ask::{Answer, Asked, Asker};
 
 /// How often --watch looks.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
