@@ -209,13 +209,15 @@ impl Broker {
         let limit = Duration::from_micros(u64::from(self.options.spin_us));
         let start = Instant::now();
         loop {
-            for _ in 0..64 {
+            for _ in 0..16 {
                 if self.any_ring_ready() {
                     self.spin_pause = (0, 1);
                     return true;
                 }
                 std::hint::spin_loop();
             }
+            // Whoever shares this core goes first: what the broker waits for may be its work.
+            std::thread::yield_now();
             if start.elapsed() >= limit {
                 self.spin_pause = (next_pause, (next_pause * 2).min(64));
                 return false;

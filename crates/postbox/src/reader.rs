@@ -28,7 +28,7 @@ const RESYNC_TRIES: u32 = 16;
 /// Most waits that are not spun after spinning was in vain.
 const SPIN_PAUSE_MAX: u32 = 64;
 /// Looks between two readings of the clock.
-const LOOKS_PER_CLOCK: u32 = 64;
+const LOOKS_PER_CLOCK: u32 = 16;
 
 /// Spins only as long as spinning pays.
 struct Spin {
@@ -66,6 +66,8 @@ impl Spin {
                 }
                 std::hint::spin_loop();
             }
+            // Whoever shares this core goes first: what this thread waits for may be its work.
+            std::thread::yield_now();
             if start.elapsed() >= self.limit {
                 self.pause = self.next_pause;
                 self.next_pause = (self.next_pause * 2).min(SPIN_PAUSE_MAX);

@@ -121,11 +121,9 @@ impl Replica {
         }
         let relayed = self.config.shape.leader(view) == from
             && self.relays(order.bodies.iter().map(|r| r.operation.len()).sum());
-        if relayed {
-            out.post(Entry::RelayOrder {
-                order: order.clone(),
-            });
-        }
+        let relay = relayed.then(|| Entry::RelayOrder {
+            order: order.clone(),
+        });
         let mut data = SlotData::new(
             (view, signed.host, signed.incarnation),
             claimed,
@@ -153,6 +151,10 @@ impl Replica {
         }));
         out.push(Effect::Persist(Record::Promise(entry.clone())));
         out.post(entry);
+        // Behind the ACCEPT, so that a sibling knows of it when it takes the order over.
+        if let Some(relay) = relay {
+            out.post(relay);
+        }
         self.foresee_acceptance(view, slot, claimed, out);
         Ok(())
     }
