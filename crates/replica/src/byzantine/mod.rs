@@ -8,7 +8,7 @@ mod control;
 mod wrong_result;
 
 use twinbft_core::{Effects, Input};
-use twinbft_types::{HostId, Incarnation, KeyRing};
+use twinbft_types::{Incarnation, KeyRing, ReplicaId};
 
 pub use control::serve;
 use wrong_result::WrongResult;
@@ -18,7 +18,7 @@ use wrong_result::WrongResult;
 pub enum Double {
     /// It does not.
     Off,
-    /// Its RESULTs carry altered digests, with valid MACs over them: only the cross-check catches it.
+    /// Its RESULTs and replies carry altered results, with valid MACs over them: only the cross-check catches it.
     WrongResult,
 }
 
@@ -51,10 +51,10 @@ pub struct Doubles {
 impl Doubles {
     /// Honest until told otherwise. `keys` are the replica's own.
     #[must_use]
-    pub fn new(host: HostId, incarnation: Incarnation, keys: KeyRing) -> Self {
+    pub fn new(me: ReplicaId, incarnation: Incarnation, keys: KeyRing) -> Self {
         Self {
             acting: Double::Off,
-            wrong_result: WrongResult::new(host, incarnation, keys),
+            wrong_result: WrongResult::new(me, incarnation, keys),
         }
     }
 

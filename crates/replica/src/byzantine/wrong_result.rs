@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use twinbft_core::{Effect, Effects};
+use twinbft_types::wire::{Outcome, Reply};
 use twinbft_types::{
-    ClientId, Digest, Domain, Entry, HostId, Incarnation, KeyRing, ProcessId, ResultMac, Seq,
-    Signed, Slot, Statement,
+    ClientId, Digest, Domain, Entry, Incarnation, KeyRing, Mac, ProcessId, ReplicaId, ResultMac,
+    Seq, Signed, Slot, Statement,
 };
 
 /// Slots whose requests are remembered: more than the core executes ahead of its RESULTs.
@@ -13,7 +14,7 @@ const SLOTS_MAX: usize = 64;
 
 /// Alters digests and signs the altered ones.
 pub(super) struct WrongResult {
-    host: HostId,
+    me: ReplicaId,
     incarnation: Incarnation,
     keys: KeyRing,
     /// Whose requests the last slots executed, in order, no-ops left out.
@@ -21,9 +22,9 @@ pub(super) struct WrongResult {
 }
 
 impl WrongResult {
-    pub(super) fn new(host: HostId, incarnation: Incarnation, keys: KeyRing) -> Self {
+    pub(super) fn new(me: ReplicaId, incarnation: Incarnation, keys: KeyRing) -> Self {
         Self {
-            host,
+            me,
             incarnation,
             keys,
             executed: BTreeMap::new(),
@@ -46,6 +47,10 @@ impl WrongResult {
     /// Lies.
     pub(super) fn rewrite(&mut self, effects: &mut Effects) {
         for effect in &mut effects.0 {
+            // A twin that completes a certificate may send the reply itself; this one has the same lie for clients.
+            if let Effect::Reply(reply) = effect {
+                self.alter_reply(reply);
+            }
             let Effect::Post { entry, .. } = effect else {
                 continue;
             };
@@ -81,6 +86,26 @@ impl WrongResult {
         }
     }
 
+    /// Whatever outcome a reply has, it becomes another one. The sibling's MAC is over the truth and stays: this is
+    /// all that a liar has of it.
+    fn alter_reply(&mut self, reply: &mut Reply) {
+        reply.outcome = match &reply.outcome {
+            Outcome::Result(result) => Outcome::Result([&result[..], b"!"].concat().into()),
+            Outcome::Digest(digest) => {
+                let mut digest = *digest;
+                digest.0[0] ^= 0xff;
+                Outcome::Digest(digest)
+            }
+        };
+        let (view, slot, client, seq) = (reply.view, reply.slot, reply.client, reply.seq);
+        let own = self.sign(view, slot, client, seq, reply.outcome.digest());
+        for (twin, mac) in &mut reply.macs {
+            if *twin == self.me.twin {
+                *mac = own;
+            }
+        }
+    }
+
     fn alter(
         &mut self,
         result: &mut ResultMac,
@@ -90,22 +115,33 @@ impl WrongResult {
         seq: Seq,
     ) {
         result.digest.0[0] ^= 0xff;
+        result.mac = self.sign(view, slot, client, seq, result.digest);
+    }
+
+    /// The MAC over a result for its client.
+    fn sign(
+        &mut self,
+        view: Option<twinbft_types::View>,
+        slot: Slot,
+        client: ClientId,
+        seq: Seq,
+        result: Digest,
+    ) -> Mac {
         let signed = Signed {
-            host: self.host,
+            host: self.me.host,
             incarnation: self.incarnation,
             statement: Statement::Reply {
                 view,
                 slot,
                 client,
                 seq,
-                result: result.digest,
+                result,
             },
         };
         let to = ProcessId::Client(client.key);
-        result.mac = self
-            .keys
+        self.keys
             .mac(to, Domain::Statement, signed.digest())
-            .unwrap_or_default();
+            .unwrap_or_default()
     }
 }
 
@@ -114,7 +150,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use twinbft_core::Execute;
-    use twinbft_types::{KeyContext, Mac, ReplicaId, Request, SecretKey};
+    use twinbft_types::{HostId, KeyContext, Request, SecretKey, TwinId};
 
     use super::*;
 
@@ -135,15 +171,69 @@ mod tests {
         )
     }
 
-    #[test]
-    fn the_lie_has_a_valid_signature_and_no_ops_stay_as_they_are() {
-        let twin = ProcessId::Twin(ReplicaId::new(1, 0));
-        let client = ProcessId::Client(0);
+    const ME: ReplicaId = ReplicaId::new(1, 0);
+
+    /// The double, and the client that verifies what it signs.
+    fn double() -> (WrongResult, KeyRing) {
+        let (twin, client) = (ProcessId::Twin(ME), ProcessId::Client(0));
         let public = BTreeMap::from([
             (twin, SecretKey::from_bytes([1; 32]).public()),
             (client, SecretKey::from_bytes([2; 32]).public()),
         ]);
-        let mut double = WrongResult::new(HostId(1), Incarnation(0), ring(twin, 1, &public));
+        let double = WrongResult::new(ME, Incarnation(0), ring(twin, 1, &public));
+        (double, ring(client, 2, &public))
+    }
+
+    fn reply_statement(slot: Slot, client: ClientId, seq: Seq, result: Digest) -> Signed {
+        Signed {
+            host: HostId(1),
+            incarnation: Incarnation(0),
+            statement: Statement::Reply {
+                view: None,
+                slot,
+                client,
+                seq,
+                result,
+            },
+        }
+    }
+
+    #[test]
+    fn a_reply_that_it_sends_itself_is_the_same_lie_and_the_siblings_mac_is_left() {
+        let (mut double, mut client) = double();
+        let id = ClientId { key: 0, session: 9 };
+        let siblings = Mac([7; 16]);
+        for truth in [
+            Outcome::Result("truth".into()),
+            Outcome::Digest(Digest::of(b"truth")),
+        ] {
+            let mut effects = Effects::default();
+            effects.push(Effect::Reply(Reply {
+                host: HostId(1),
+                incarnation: Incarnation(0),
+                slot: Slot(5),
+                view: None,
+                client: id,
+                seq: Seq(3),
+                outcome: truth.clone(),
+                macs: vec![(TwinId(1), siblings), (TwinId(0), Mac::default())],
+            }));
+            double.rewrite(&mut effects);
+            let Some(Effect::Reply(reply)) = effects.0.last() else {
+                panic!("the reply is still there");
+            };
+            assert_ne!(reply.outcome.digest(), truth.digest());
+            assert_eq!(reply.macs[0], (TwinId(1), siblings));
+            let signed = reply_statement(Slot(5), id, Seq(3), reply.outcome.digest());
+            let from = ProcessId::Twin(ME);
+            assert!(client.verify(from, Domain::Statement, signed.digest(), &reply.macs[1].1));
+        }
+    }
+
+    #[test]
+    fn the_lie_has_a_valid_signature_and_no_ops_stay_as_they_are() {
+        let (mut double, mut client_ring) = double();
+        let twin = ProcessId::Twin(ME);
         let id = ClientId { key: 0, session: 9 };
         let mut effects = Effects::default();
         effects.push(Effect::Execute(Execute {
@@ -181,18 +271,7 @@ mod tests {
         };
         assert_eq!(results[0], no_op);
         assert_ne!(results[1].digest, honest.digest);
-        let signed = Signed {
-            host: HostId(1),
-            incarnation: Incarnation(0),
-            statement: Statement::Reply {
-                view: None,
-                slot: Slot(5),
-                client: id,
-                seq: Seq(3),
-                result: results[1].digest,
-            },
-        };
-        let mut client_ring = ring(client, 2, &public);
+        let signed = reply_statement(Slot(5), id, Seq(3), results[1].digest);
         assert!(client_ring.verify(twin, Domain::Statement, signed.digest(), &results[1].mac));
     }
 }
