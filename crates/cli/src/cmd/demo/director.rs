@@ -386,6 +386,7 @@ impl<'d> Director<'d> {
                 + faults.count(ReplicaFault::ContradictsAccepted),
             rejected: faults.seen().collect(),
             longest_stall: record.longest_stall,
+            slowest: record.slowest,
             liars: self.liars,
             lies: self.lies,
             evidence: self.evidence,

@@ -74,6 +74,8 @@ pub struct Findings {
     pub certified_lies: u64,
     /// The longest time without any answer while all sessions were asking.
     pub longest_stall: Duration,
+    /// The slowest operation that was answered.
+    pub slowest: Duration,
     /// Who was to lie.
     pub liars: BTreeSet<ReplicaId>,
     /// What came of it.
@@ -224,6 +226,7 @@ impl Findings {
             "rejected_replies": self.rejected,
             "certified_lies": self.certified_lies,
             "longest_stall_ms": millis(self.longest_stall),
+            "slowest_operation_ms": millis(self.slowest),
             "liars": liars,
             "culprits": accused,
             "lies": lies,
@@ -270,14 +273,18 @@ impl Findings {
         ));
         lines.push((
             "longest stall",
-            format!("{} ms without an answer", millis(self.longest_stall)),
+            format!(
+                "{} ms without an answer; the slowest operation took {} ms",
+                millis(self.longest_stall),
+                millis(self.slowest)
+            ),
         ));
         lines.push(("culprit", self.culprit()));
         for lie in &self.lies {
             lines.push((
                 "withheld",
                 format!(
-                    "the results of {} slots by {}, whose honest twin sent {} while {} lied and {} afterwards",
+                    "the results of {} slots by {}, whose honest twin sent {} replies while {} lied; the host {} afterwards",
                     lie.withheld,
                     lie.twin.host,
                     lie.certified.max(lie.replies),
@@ -374,6 +381,7 @@ mod tests {
             rejected: BTreeMap::new(),
             certified_lies: 0,
             longest_stall: Duration::from_millis(31),
+            slowest: Duration::from_millis(47),
             liars: BTreeSet::from([LIAR]),
             lies: vec![Lie {
                 twin: LIAR,
@@ -411,7 +419,7 @@ mod tests {
             "0 errors",
             "yes",
             "0 of 200",
-            "31 ms",
+            "31 ms without an answer; the slowest operation took 47 ms",
             "h1/t1, named by h1/t0",
             "simulated",
             "All is as it must be.",

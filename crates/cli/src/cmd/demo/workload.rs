@@ -45,15 +45,27 @@ pub struct Record {
     pub first_error: Option<String>,
     /// The longest time without an answer so far.
     pub longest_stall: Duration,
-    /// The last answer, or the beginning.
+    /// The slowest operation that was answered.
+    pub slowest: Duration,
+    /// The last answer, or the beginning; `None` while the sessions do not ask.
     last_answer: Option<Instant>,
+    /// Whether the sessions have been told to stop: what they still wait for is no stall of all.
+    is_over: bool,
 }
 
 impl Record {
-    fn answered(&mut self, now: Instant) {
+    fn answered(&mut self, asked: Instant, now: Instant) {
         self.operations += 1;
+        self.slowest = self.slowest.max(now.saturating_duration_since(asked));
         self.note_time(now);
-        self.last_answer = Some(now);
+        self.last_answer = Some(now).filter(|_| !self.is_over);
+    }
+
+    /// The sessions stop asking.
+    fn close(&mut self, now: Instant) {
+        self.note_time(now);
+        self.last_answer = None;
+        self.is_over = true;
     }
 
     /// Nothing was answered from the last answer until now.
@@ -120,7 +132,7 @@ impl Workload {
     /// Lets the sessions finish, reads again what they wrote, and answers all that was seen, what replicas did wrong, and how many
     /// acknowledged writes are lost (`None`: the reads got no answer).
     pub async fn finish(mut self) -> (Record, FaultCounters, Option<u64>) {
-        self.record().note_time(Instant::now());
+        self.record().close(Instant::now());
         self.stop.send_replace(true);
         let ended = async {
             while let Some(ended) = self.tasks.join_next().await {
@@ -171,6 +183,12 @@ impl Workload {
 
 fn register_key(register: usize) -> Bytes {
     Bytes::from(format!("register/{register}"))
+}
+
+/// An operation on its way.
+struct Begun {
+    id: OperationId,
+    asked: Instant,
 }
 
 /// One session: an operation at a time.
@@ -269,16 +287,19 @@ impl Session {
         self.end(id, answer.map(|_| (Observed::Written, false)));
     }
 
-    fn begin(&self, key: &Bytes, action: Action) -> OperationId {
+    fn begin(&self, key: &Bytes, action: Action) -> Begun {
         let mut record = locked(&self.record);
-        record.history.begin(self.number, key.clone(), action)
+        Begun {
+            id: record.history.begin(self.number, key.clone(), action),
+            asked: Instant::now(),
+        }
     }
 
-    fn end(&self, id: OperationId, answer: Result<(Observed, bool), KvError>) {
+    fn end(&self, Begun { id, asked }: Begun, answer: Result<(Observed, bool), KvError>) {
         let mut record = locked(&self.record);
         match answer {
             Ok((observed, was_fast)) => {
-                record.answered(Instant::now());
+                record.answered(asked, Instant::now());
                 record.fast_reads += u64::from(was_fast);
                 record.history.end(id, End::Observed(observed));
             }
@@ -311,14 +332,18 @@ mod tests {
             last_answer: Some(start),
             ..Record::default()
         };
-        record.answered(at(10));
-        record.answered(at(40));
-        record.answered(at(45));
+        record.answered(at(5), at(10));
+        record.answered(at(2), at(40));
+        record.answered(at(41), at(45));
         assert_eq!(record.longest_stall, Duration::from_millis(30));
         // Also when it lasts until the end.
-        record.note_time(at(145));
+        record.close(at(145));
         assert_eq!(record.longest_stall, Duration::from_millis(100));
-        assert_eq!(record.operations, 3);
+        // And not when nobody asks any more.
+        record.answered(at(100), at(400));
+        assert_eq!(record.longest_stall, Duration::from_millis(100));
+        assert_eq!(record.slowest, Duration::from_millis(300));
+        assert_eq!(record.operations, 4);
     }
 
     #[test]
