@@ -37,16 +37,19 @@ fn build_daemons() -> PathBuf {
     }
     // Not the one that cargo names to tests: with rustup, this one takes the toolchain of the tree.
     let mut cargo = Command::new("cargo");
-    // What cargo says to this test about its package would make that build differ from the next one by hand.
+    // What cargo says to this test about its package would make that build differ from one by hand: build scripts look
+    // at these variables, and would run again.
+    const ABOUT_THIS: [&str; 6] = [
+        "CARGO_PKG_",
+        "CARGO_MANIFEST_",
+        "CARGO_BIN_",
+        "CARGO_CRATE_",
+        "CARGO_CFG_",
+        "OUT_DIR",
+    ];
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        let about_this = [
-            "CARGO_PKG_",
-            "CARGO_MANIFEST_",
-            "CARGO_BIN_",
-            "CARGO_CRATE_",
-        ];
-        if about_this.iter().any(|prefix| text.starts_with(prefix)) {
+        if ABOUT_THIS.iter().any(|prefix| text.starts_with(prefix)) {
             cargo.env_remove(name);
         }
     }

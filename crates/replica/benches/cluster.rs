@@ -20,6 +20,9 @@ use support::{Brokers, Cluster, status};
 use twinbft_client::{Client, ClientOptions};
 use twinbft_config::Durability;
 
+/// Without an answer for so long, the cluster stands still: a bug.
+const STALL: Duration = Duration::from_millis(1_500);
+
 struct Options {
     clients: Vec<usize>,
     seconds: u64,
@@ -195,7 +198,14 @@ async fn measure(cluster: &Cluster, client: &Client, options: &Options, clients:
     let mut start = Instant::now();
     let mut failed = 0u64;
     loop {
-        queue.completions(&mut ended).await;
+        let completions = queue.completions(&mut ended);
+        if tokio::time::timeout(STALL, completions).await.is_err() {
+            for id in cluster.ids() {
+                eprintln!("{id}: {:#}", status(cluster, id).await);
+            }
+            eprintln!("client: {:#?}\n{}", client.stats().await, cluster.logs());
+            panic!("no answer for {STALL:?}");
+        }
         let now = Instant::now();
         if before.is_none() && now >= warm_up {
             before = Some(snapshot(cluster).await);

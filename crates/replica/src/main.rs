@@ -45,6 +45,7 @@ enum LogFormat {
     Json,
 }
 
+/// The daemon, under whichever name it was built.
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -94,10 +95,10 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            eprintln!(
-                "twinbft-replica h{}/t{}: {error:#}",
-                arguments.host, arguments.twin
-            );
+            // Once is enough, and never is too little.
+            if !tracing::enabled!(tracing::Level::ERROR) {
+                eprintln!("twinbft-replica: {error:#}");
+            }
             if error.is::<NeedsRecovery>() {
                 ExitCode::from(EXIT_NEEDS_RECOVERY)
             } else {

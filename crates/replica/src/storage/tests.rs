@@ -172,7 +172,7 @@ proptest! {
             Ok(found) => prop_assert!(false, "flip at {at} went unnoticed: {found:?}"),
             Err(ReadError::Corrupt { path: named, offset, .. }) => {
                 prop_assert_eq!(named, path);
-                prop_assert!(offset as usize <= at);
+                prop_assert!(offset <= at as u64);
             }
             Err(ReadError::Foreign { .. }) => prop_assert!(header_padding.contains(&at)),
             Err(error @ ReadError::Io { .. }) => prop_assert!(false, "{error}"),
