@@ -11,7 +11,7 @@ use twinbft_types::ReplicaId;
 use super::director::{Director, WRONG_RESULT};
 use super::stage::{HOSTS, TWINS};
 
-const HELP: &str = "\
+const HELP: &str = "Commands:
   byzantine h1/1 wrong-result   twin 1 of host 1 lies in its replies
   heal                          whoever lies is honest again
   kill h2                       SIGKILL to the broker and both twins of host 2, for good
@@ -96,7 +96,7 @@ fn parse_twin(text: &str) -> Result<ReplicaId, String> {
 pub async fn converse(director: &mut Director<'_>) -> anyhow::Result<()> {
     director.go_on(std::time::Duration::ZERO).await;
     director.show().await;
-    director.say(&format!("Sessions are at work.\n{HELP}"));
+    director.say(&format!("Sessions are at work. {HELP}"));
     let echo = !std::io::stdin().is_terminal();
     let mut lines = read_lines()?;
     loop {
