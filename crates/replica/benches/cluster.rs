@@ -88,8 +88,9 @@ fn options() -> Options {
 }
 
 fn broker_binary() -> Brokers {
-    let path =
-        PathBuf::from(env!("CARGO_BIN_EXE_twinbft-replica")).with_file_name("postbox-broker");
+    let replica = std::env::var_os("REPLICA_BINARY");
+    let replica = replica.unwrap_or_else(|| env!("CARGO_BIN_EXE_twinbft-replica").into());
+    let path = PathBuf::from(replica).with_file_name("postbox-broker");
     if path.exists() {
         Brokers::Processes(path)
     } else {

@@ -151,7 +151,10 @@ impl Cluster {
 
     /// The command that starts a replica.
     pub fn replica_command(&self, id: ReplicaId) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_twinbft-replica"));
+        // Benchmarks compare builds.
+        let other = std::env::var_os("REPLICA_BINARY");
+        let binary = other.unwrap_or_else(|| env!("CARGO_BIN_EXE_twinbft-replica").into());
+        let mut command = Command::new(binary);
         command
             .arg("--config")
             .arg(self.layout.config())
