@@ -194,6 +194,8 @@ pub struct CoreReport {
     pub postbox: PostboxReport,
     /// The write-ahead log.
     pub storage: StorageStatus,
+    /// Rounds of messages that wait for the write-ahead log.
+    pub held: QueueStatus,
     /// The service.
     pub service: ServiceStatus,
     /// The thread.
@@ -258,6 +260,7 @@ pub fn core_json(report: &CoreReport) -> Value {
         "event_totals": report.event_totals,
         "postbox": report.postbox,
         "storage": report.storage,
+        "held_rounds": report.held,
         "service": report.service,
         "driver": report.driver,
         "footprint": report.footprint,

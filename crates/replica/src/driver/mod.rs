@@ -23,7 +23,7 @@ pub use inbox::{
     CLIENT_INPUT_BYTES_MAX, CLIENT_INPUTS_MAX, CONTROLS_MAX, ClientInput, Control, Inbox,
     PEER_INPUT_BYTES_MAX, PEER_INPUTS_MAX, peer_message_bytes,
 };
-pub use outbound::{Egress, Outbound, ROUNDS_MAX, ToClient};
+pub use outbound::{Egress, Held, Outbound, ROUNDS_MAX, ToClient};
 pub use postbox::{Link, LinkOptions};
 pub use posts::{AppendLog, POST_BYTES_MAX, POST_BYTES_SOFT_MAX, PostError, Posts, Released};
 
@@ -59,6 +59,8 @@ pub struct Driver {
     persisted: Lsn,
     posts: Posts,
     outbound: Outbound,
+    /// Rounds that wait for the disk.
+    held: Held,
     /// Answers that are there already, to be stepped before anything else.
     ready: VecDeque<Input>,
     /// Used within a step, kept for its memory.
@@ -116,6 +118,7 @@ impl Driver {
             persisted: 0,
             posts: Posts::default(),
             outbound: Outbound::default(),
+            held: Held::default(),
             ready: VecDeque::new(),
             effects: Effects::default(),
             faults: Faults::default(),
@@ -145,7 +148,7 @@ impl Driver {
         self.finish()
     }
 
-    /// The last posts and records go out before the thread ends.
+    /// What may go out still does, and everything is on the disk before the thread ends.
     fn finish(mut self) -> anyhow::Result<()> {
         self.storage.flush()?;
         self.release_posts()?;
@@ -284,16 +287,20 @@ impl Driver {
         self.link.poll_appender()
     }
 
+    /// Hands over what may leave, with one wake of the network's thread for each round.
     fn hand_outbound_over(&mut self) {
-        if self.outbound.is_empty() {
-            return;
+        if !self.outbound.is_empty() {
+            let mut outbound = std::mem::take(&mut self.outbound);
+            if !outbound.clients.is_empty() {
+                outbound.view = self.core.status().view;
+            }
+            self.held.push(self.persisted, outbound);
         }
-        let mut outbound = std::mem::take(&mut self.outbound);
-        if !outbound.clients.is_empty() {
-            outbound.view = self.core.status().view;
+        let revealable = self.storage.revealable();
+        while let Some(outbound) = self.held.pop(revealable) {
+            self.report.sends += 1;
+            self.egress.push(outbound);
         }
-        self.report.sends += 1;
-        self.egress.push(outbound);
     }
 
     /// Sleeps until there is something to do.
@@ -380,6 +387,7 @@ impl Driver {
                 ..self.link.report()
             },
             storage: self.storage.status(),
+            held: self.held.status(),
             service: self.service.status(),
             driver: self.report,
             footprint: self.core.footprint(),
