@@ -134,6 +134,16 @@ impl KeyRing {
         let Some(index) = shape.receiver_index(from, me) else {
             return 0;
         };
+        // Exactly one MAC for each receiver, one authenticator for each twin: nothing larger is passed on.
+        let receivers = shape.receivers(from).count();
+        let is_padded = certificate.authenticators.len() > usize::from(shape.twins())
+            || certificate
+                .authenticators
+                .iter()
+                .any(|a| a.macs.len() != receivers);
+        if is_padded {
+            return 0;
+        }
         let digest = certificate.signed.digest();
         let mut seen = [false; 256];
         let mut valid = 0;

@@ -97,7 +97,9 @@ impl HostLog {
         if !self.orders_in(view)
             || slot != tip.next()
             || previous != tip_history
-            || proposal.attempt < self.next_attempt(slot)
+            || self.attempts.get(&slot).is_some_and(|highest| proposal.attempt <= *highest)
+            // The last number is never taken, so that there always is a next one.
+            || proposal.attempt == Attempt(u32::MAX)
             || self.candidates.len() as u64 >= 2 * self.bounds.checkpoint_slots
         {
             return Ok(());

@@ -79,7 +79,9 @@ impl Replica {
                 attempt,
                 signature: Some(signature),
                 ..
-            } if signature.twin == sender => self.note_signature(*slot, *attempt, signature),
+            } if self.is_well_formed(signature, sender) => {
+                self.note_signature(*slot, *attempt, signature)
+            }
             Entry::Results {
                 slot,
                 history,
@@ -142,7 +144,7 @@ impl Replica {
             Entry::Sign {
                 statement,
                 authenticator,
-            } if authenticator.twin == sender => {
+            } if self.is_well_formed(authenticator, sender) => {
                 self.handle_sign(statement, authenticator, out);
             }
             Entry::Accept { view, slot, .. } => self.note_sibling_accept(*view, *slot),
@@ -158,6 +160,12 @@ impl Replica {
             } => self.handle_result_again(sender, (*client, *seq), *slot, *history, *result, out),
             _ => {}
         }
+    }
+
+    /// A sibling's own authenticator with exactly one MAC for each receiver: nothing larger goes into a certificate.
+    fn is_well_formed(&self, authenticator: &twinbft_types::Authenticator, sender: TwinId) -> bool {
+        let receivers = self.config.shape.receivers(self.config.host()).count();
+        authenticator.twin == sender && authenticator.macs.len() == receivers
     }
 
     fn handle_sign(
