@@ -133,8 +133,10 @@ fn numbers_that_contradict_each_other() {
         "smaller",
     );
     let text = ClusterConfig::example(1, 2, 0, 7100).to_toml();
-    let text = text.replace("checkpoint_slots = 256", "checkpoint_slots = 8");
+    let text = text.replace("checkpoint_slots = 128", "checkpoint_slots = 8");
     let text = text.replace("pipeline_depth = 8", "pipeline_depth = 9");
+    // A default that has changed would leave the text as it was.
+    assert!(text.contains("checkpoint_slots = 8\n") && text.contains("pipeline_depth = 9\n"));
     let mistakes = ClusterConfig::parse(&text).unwrap_err();
     assert_eq!(
         (mistakes.len(), mistakes[0].path.as_str()),
