@@ -19,6 +19,27 @@ const MAC_BYTES: u64 = 16;
 /// Everything but keys and values in an operation or a result of `kv`.
 const KV_REST_BYTES: u64 = 128;
 
+/// Bytes of all that a trim carries on and that no number of the file bounds: late results and their digests, HAVEs
+/// and retransmissions of each twin, and what is small. The core's own sum, which a test of the replica compares.
+const STATE_FIXED_BYTES: u64 = 192 << 10;
+const STATE_TWIN_BYTES: u64 = 80 << 10;
+/// One slot that a backup has not accepted yet, beside a digest of each twin.
+const STATE_ACCEPT_BYTES: u64 = 12;
+const DIGEST_BYTES: u64 = 32;
+
+/// The most bytes that a trim of this cluster's postboxes must carry on (protocol.md 2, STATE).
+#[must_use]
+pub fn state_bytes_needed(config: &ClusterConfig) -> u64 {
+    let protocol = &config.protocol;
+    let twins = u64::from(config.twin_count());
+    let candidate = bytes(protocol.batch_requests_max) * REQUEST_REF_BYTES + ENTRY_REST_BYTES;
+    let accept = STATE_ACCEPT_BYTES + twins * (1 + DIGEST_BYTES);
+    STATE_FIXED_BYTES
+        + twins * STATE_TWIN_BYTES
+        + protocol.pipeline_depth.saturating_mul(candidate)
+        + (2 * protocol.checkpoint_slots).saturating_mul(accept)
+}
+
 /// Where a number stands, or where it would.
 fn place(top: &Section<'_, '_>, section: &str, key: &str) -> (Range<usize>, bool) {
     let Some(found) = top.table.get(section) else {
@@ -85,6 +106,14 @@ impl Rules<'_, '_, '_, '_> {
             };
             let remedy = format!("make it at least {needed}, or the other one smaller");
             self.broken("postbox", "entry_bytes_max", entry_max, what, remedy);
+        }
+        let state_max = u64::from(config.postbox.state_bytes_max);
+        let needed = state_bytes_needed(config);
+        if state_max < needed {
+            let what = "too small for all that a trim must carry on (protocol.pipeline_depth, \
+                        batch_requests_max, checkpoint_slots)";
+            let remedy = format!("make it at least {needed}, or the others smaller");
+            self.broken("postbox", "state_bytes_max", state_max, what, remedy);
         }
         self.log(
             config,

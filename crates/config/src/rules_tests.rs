@@ -117,6 +117,22 @@ fn a_batch_must_fit_an_entry() {
 }
 
 #[test]
+fn a_trim_must_carry_the_state() {
+    joint(
+        "state_bytes_max = 1_048_576",
+        "state_bytes_max = 400_000",
+        "postbox.state_bytes_max",
+        "too small for all that a trim must carry on",
+        "at least 488960",
+    );
+    // Whatever the shape, the defaults go together.
+    for (hosts, twins) in [(1, 2), (3, 3), (31, 8)] {
+        let config = ClusterConfig::example(hosts, twins, 0, 7100);
+        assert!(ClusterConfig::parse(&config.to_toml()).is_ok());
+    }
+}
+
+#[test]
 fn numbers_that_contradict_each_other() {
     joint(
         "need_after_ms = 5",

@@ -2,6 +2,8 @@
 
 use twinbft_types::{Digest, HostId, Incarnation, KeyRing, ReplicaId, Shape, TwinId};
 
+use crate::hostlog::Bounds;
+
 /// When a slot is executed (protocol.md 4.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Execution {
@@ -82,6 +84,21 @@ pub struct Tuning {
     /// Batches up to this size go from the leader to all twins of a backup; above it, twin `t` serves the
     /// remote twins `t` (protocol.md 4.4).
     pub serve_all_bytes_max: usize,
+}
+
+impl Tuning {
+    /// The numbers among them that bound a host's automaton.
+    #[must_use]
+    pub const fn host_bounds(&self) -> Bounds {
+        Bounds {
+            checkpoint_slots: self.checkpoint_slots,
+            batch_requests_max: self.batch_requests_max as u64,
+            pipeline_depth: self.pipeline_depth,
+            trim_multiple: self.trim_multiple,
+            trim_entries: self.trim_entries,
+            trim_bytes: self.trim_bytes,
+        }
+    }
 }
 
 impl Default for Tuning {

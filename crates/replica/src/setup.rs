@@ -245,6 +245,36 @@ mod tests {
         );
     }
 
+    /// The configuration's rule allows for all that the core may have to carry on.
+    #[test]
+    fn a_trim_of_the_core_fits_what_the_configuration_asks_for() {
+        for (twins, checkpoint_slots, batch_requests_max, pipeline_depth) in [
+            (2, 128, 256, 8),
+            (3, 2, 1, 1),
+            (8, 1024, 4096, 1),
+            (8, 128, 16, 128),
+        ] {
+            let mut config = ClusterConfig::example(3, twins, 1, 7000);
+            config.protocol.checkpoint_slots = checkpoint_slots;
+            config.protocol.batch_requests_max = batch_requests_max;
+            config.protocol.pipeline_depth = pipeline_depth;
+            let shape = Shape::new(3, twins).unwrap();
+            let tuning = core_config(&config, ReplicaId::new(0, 0), no_keys()).tuning;
+            let most = tuning.host_bounds().state_bytes_max(shape);
+            let needed = twinbft_config::state_bytes_needed(&config);
+            assert!(most <= needed, "{most} bytes, the rule asks for {needed}");
+        }
+    }
+
+    fn no_keys() -> KeyRing {
+        let context = KeyContext {
+            cluster_id: String::new(),
+            key_epoch: 0,
+        };
+        let me = ProcessId::Twin(ReplicaId::new(0, 0));
+        KeyRing::new(context, me, SecretKey::from_bytes([1; 32]), BTreeMap::new())
+    }
+
     #[test]
     fn the_core_gets_the_numbers_of_the_file() {
         let mut config = ClusterConfig::example(3, 2, 1, 7000);

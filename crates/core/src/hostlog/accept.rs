@@ -32,6 +32,7 @@ impl HostLog {
         if equal >= self.shape.twin_quorum() {
             self.accepted = slot;
             self.accepted_history = history;
+            self.note_history(view, slot, history);
             self.accepts = self.accepts.split_off(&slot.next());
             out.push(Decision::Accepted {
                 view,

@@ -5,6 +5,7 @@
 //! MAC. An off-line audit runs the same code over a recorded log.
 
 mod accept;
+mod bounds;
 mod fence;
 mod order;
 mod results;
@@ -24,7 +25,7 @@ use twinbft_types::{
 pub use order::Candidate;
 use results::ResultTally;
 pub use votes::TwinSet;
-use votes::{BoundedVotes, KeyedVotes};
+use votes::{BoundedVotes, KeyedVotes, NackedKeys};
 
 /// What one entry made of the log's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,6 +134,8 @@ pub struct Bounds {
     pub checkpoint_slots: u64,
     /// Most requests of a batch.
     pub batch_requests_max: u64,
+    /// Most slots that are proposed and not decided.
+    pub pipeline_depth: u64,
     /// `k`: trims are at multiples of this position.
     pub trim_multiple: u64,
     /// A trim is due after so many entries …
@@ -171,7 +174,7 @@ pub struct HostLog {
     last_normal: View,
 
     /// The live candidates of slots `accepted + 1 …`, without gaps.
-    /// Invariant: empty unless this host is primary of the installed, unfenced view; at most `2c`.
+    /// Invariant: empty unless this host is primary of the installed, unfenced view; at most `pipeline_depth`.
     candidates: Vec<Candidate>,
     /// The highest attempt seen of undecided slots.
     attempts: BTreeMap<Slot, twinbft_types::Attempt>,
@@ -180,12 +183,15 @@ pub struct HostLog {
     accepts: BTreeMap<Slot, KeyedVotes<Digest>>,
 
     /// Keys of clients that were named in a NACK.
-    nacked: std::collections::BTreeSet<u32>,
+    nacked: NackedKeys,
     haves: BoundedVotes,
     retransmissions: BoundedVotes,
 
     /// Open RESULT tallies. Invariant: at most [`results::TALLIES_MAX`].
     results: BTreeMap<Slot, ResultTally>,
+    /// The histories of late slots and the views in which they were decided or accepted.
+    /// Invariant: at most [`results::TALLIES_MAX`].
+    histories: BTreeMap<Slot, (View, Digest)>,
     /// Decided SLOT-RESULTs of late slots. Invariant: at most [`results::SLOT_RESULTS_MAX`].
     slot_results: BTreeMap<Slot, (Digest, Digest)>,
     /// Open CHECKPOINT tallies. Invariant: at most [`results::CHECKPOINTS_MAX`].
@@ -216,10 +222,11 @@ impl HostLog {
             candidates: Vec::new(),
             attempts: BTreeMap::new(),
             accepts: BTreeMap::new(),
-            nacked: std::collections::BTreeSet::new(),
+            nacked: NackedKeys::default(),
             haves: BoundedVotes::default(),
             retransmissions: BoundedVotes::default(),
             results: BTreeMap::new(),
+            histories: BTreeMap::new(),
             slot_results: BTreeMap::new(),
             checkpoints: BTreeMap::new(),
             certified_checkpoint: Slot(0),
@@ -477,13 +484,19 @@ impl HostLog {
     /// Whether this client's requests need HAVEs of `q` twins before they are proposed (4.3).
     #[must_use]
     pub fn is_nacked(&self, client: ClientId) -> bool {
-        self.nacked.contains(&client.key)
+        self.nacked.contains(client.key)
     }
 
     /// Whether `q` twins posted HAVE for this request (4.3).
     #[must_use]
     pub fn is_had(&self, request: &RequestRef) -> bool {
         self.haves.has_quorum(request, self.shape)
+    }
+
+    /// Whether this twin's HAVE for this request still stands (4.3).
+    #[must_use]
+    pub fn has_have_of(&self, twin: TwinId, request: &RequestRef) -> bool {
+        self.haves.is_held(twin, request)
     }
 
     /// The decided SLOT-RESULT of a late slot: `h_n` and the results' digest.

@@ -100,7 +100,8 @@ impl HostLog {
             || self.attempts.get(&slot).is_some_and(|highest| proposal.attempt <= *highest)
             // The last number is never taken, so that there always is a next one.
             || proposal.attempt == Attempt(u32::MAX)
-            || self.candidates.len() as u64 >= 2 * self.bounds.checkpoint_slots
+            // A leader has no more slots in flight.
+            || self.candidates.len() as u64 >= self.bounds.pipeline_depth
         {
             return Ok(());
         }
@@ -164,6 +165,7 @@ impl HostLog {
             let slot = self.accepted.next();
             self.accepted = slot;
             self.accepted_history = candidate.history;
+            self.note_history(view, slot, candidate.history);
             self.attempts.remove(&slot);
             for request in &candidate.requests {
                 self.forget_request(request.client, request.seq);
@@ -196,7 +198,9 @@ impl HostLog {
             return Err(Invalid("a NACK that names a request outside the batch"));
         }
         candidate.nacked.insert(sender);
-        self.nacked.extend(requests.iter().map(|r| r.client.key));
+        for request in requests {
+            self.nacked.insert(request.client.key);
+        }
         out.push(Decision::Nacked {
             slot,
             requests: requests.to_vec(),

@@ -1,12 +1,17 @@
 //! The cross-check of results and checkpoints (protocol.md 4.8, 5, 9).
 
+use std::collections::BTreeMap;
+
 use borsh::{BorshDeserialize, BorshSerialize};
-use twinbft_types::{Digest, ResultMac, Slot, TwinId, results_digest};
+use twinbft_types::{Digest, ResultMac, Slot, TwinId, View, results_digest};
 
 use super::{Decision, HostLog, Invalid};
 
 /// Slots whose results are still compared; the lowest gives way.
 pub const TALLIES_MAX: usize = 128;
+/// Digests of single results that are kept, of all tallies together; the lists of the lowest slots give way. Results
+/// of such a slot are then compared as a whole, and no longer one by one.
+pub const LISTED_DIGESTS_MAX: usize = 4096;
 /// Slots whose SLOT-RESULT can still be certified; the lowest gives way.
 pub const SLOT_RESULTS_MAX: usize = 512;
 /// Checkpoints that are still compared; the lowest gives way.
@@ -15,12 +20,19 @@ pub const CHECKPOINTS_MAX: usize = 4;
 /// What the twins said about one slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub(super) struct ResultTally {
+    /// Each twin's first RESULT. Invariant: of distinct twins.
     said: Vec<Said>,
+    /// The digests of each whole that was said, once, while they can still certify something.
+    lists: BTreeMap<Digest, Vec<Digest>>,
 }
 
 impl ResultTally {
     pub(super) fn len(&self) -> usize {
         self.said.len()
+    }
+
+    fn listed(&self) -> usize {
+        self.lists.values().map(Vec::len).sum()
     }
 }
 
@@ -29,7 +41,6 @@ struct Said {
     twin: TwinId,
     history: Digest,
     whole: Digest,
-    each: Vec<Digest>,
 }
 
 impl HostLog {
@@ -41,43 +52,33 @@ impl HostLog {
         results: &[ResultMac],
         out: &mut Vec<Decision>,
     ) -> Result<(), Invalid> {
-        // A twin that was helped by other hosts may be ahead of its own host (5): no fault, and nothing to compare.
-        if slot > self.accepted {
+        if results.is_empty() || results.len() as u64 > self.bounds.batch_requests_max {
+            return Err(Invalid("a RESULT of no requests or of too many"));
+        }
+        if !self.compares(slot) {
             return Ok(());
         }
-        let lowest = self.results.keys().next().copied();
-        if self.results.len() >= TALLIES_MAX && lowest.is_some_and(|lowest| slot < lowest) {
-            return Ok(());
+        let known = self.histories.get(&slot);
+        if known.is_some_and(|(view, known)| *view == self.installed && *known != history) {
+            return Err(Invalid("a RESULT under a history that its host never had"));
         }
         let tally = self.results.entry(slot).or_default();
-        if tally
-            .said
-            .iter()
-            .any(|s| s.twin == sender && s.history == history)
-        {
+        if tally.said.iter().any(|s| s.twin == sender) {
             return Ok(());
         }
         let each: Vec<Digest> = results.iter().map(|r| r.digest).collect();
-        let said = Said {
+        let whole = results_digest(&each);
+        tally.said.push(Said {
             twin: sender,
             history,
-            whole: results_digest(&each),
-            each,
-        };
-        Self::compare(self.shape.twin_quorum(), slot, tally, &said, out);
-        let decided = out.iter().rev().find_map(|d| match d {
-            Decision::SlotResult {
-                slot: s, results, ..
-            } if *s == slot => Some(*results),
-            _ => None,
+            whole,
         });
-        tally.said.push(said);
+        let results = tally.compare(self.shape.twin_quorum(), slot, each, out);
         if tally.said.len() >= usize::from(self.shape.twins()) {
             self.results.remove(&slot);
-        } else if self.results.len() > TALLIES_MAX {
-            self.results.pop_first();
         }
-        if let Some(results) = decided {
+        self.shed_results();
+        if let Some(results) = results {
             self.slot_results.insert(slot, (history, results));
             if self.slot_results.len() > SLOT_RESULTS_MAX {
                 self.slot_results.pop_first();
@@ -86,21 +87,66 @@ impl HostLog {
         Ok(())
     }
 
-    /// 4.8: RESULTs are compared only under equal `h_n`.
+    /// Whether a RESULT for this slot counts here.
+    ///
+    /// A twin that was helped by other hosts may be ahead of its own host (5): no fault, and nothing to compare. That
+    /// such a RESULT counts for nothing is also what makes an early reply safe: with m = q, a RESULT of a sibling that
+    /// counts stands behind the own ACCEPT in the log, so a twin that answers a client by it has read its own
+    /// acceptance back ([`crate::Replica`], `reply_early`).
+    #[must_use]
+    pub fn compares(&self, slot: Slot) -> bool {
+        let lowest = self.results.keys().next().copied();
+        let is_old = self.results.len() >= TALLIES_MAX && lowest.is_some_and(|low| slot < low);
+        slot <= self.accepted && !is_old
+    }
+
+    /// Lets the lowest give way until the rest is within its bounds.
+    fn shed_results(&mut self) {
+        if self.results.len() > TALLIES_MAX {
+            self.results.pop_first();
+        }
+        let mut listed: usize = self.results.values().map(ResultTally::listed).sum();
+        for tally in self.results.values_mut() {
+            if listed <= LISTED_DIGESTS_MAX {
+                break;
+            }
+            listed -= tally.listed();
+            tally.lists.clear();
+        }
+    }
+
+    /// What the results of late slots must be under; without a bound a twin could invent histories.
+    pub(super) fn note_history(&mut self, view: View, slot: Slot, history: Digest) {
+        self.histories.insert(slot, (view, history));
+        if self.histories.len() > TALLIES_MAX {
+            self.histories.pop_first();
+        }
+    }
+}
+
+impl ResultTally {
+    /// 4.8: RESULTs are compared only under equal `h_n`. The last of `said` is new and says `each`; answers with what
+    /// is now decided for the whole slot.
     fn compare(
+        &mut self,
         quorum: usize,
         slot: Slot,
-        tally: &ResultTally,
-        new: &Said,
+        each: Vec<Digest>,
         out: &mut Vec<Decision>,
-    ) {
-        let history = new.history;
-        let earlier: Vec<&Said> = tally.said.iter().filter(|s| s.history == history).collect();
+    ) -> Option<Digest> {
+        let (new, earlier) = self.said.split_last().expect("the new one");
+        let (history, whole) = (new.history, new.whole);
+        let earlier: Vec<&Said> = earlier.iter().filter(|s| s.history == history).collect();
+        let equal = earlier.iter().filter(|s| s.whole == whole).count() + 1;
         let equal_at = |place: usize| {
-            let same = |s: &&&Said| s.each.get(place) == new.each.get(place);
+            let same = |s: &&&Said| {
+                s.whole == whole
+                    || (self.lists.get(&s.whole))
+                        .is_some_and(|list| list.get(place) == each.get(place))
+            };
             earlier.iter().filter(same).count() + 1
         };
-        let places: Vec<usize> = (0..new.each.len())
+        let places: Vec<usize> = (0..each.len())
             .filter(|place| equal_at(*place) == quorum)
             .collect();
         if !places.is_empty() {
@@ -110,19 +156,8 @@ impl HostLog {
                 places,
             });
         }
-        let whole = earlier.iter().filter(|s| s.whole == new.whole).count() + 1;
-        if whole == quorum {
-            out.push(Decision::SlotResult {
-                slot,
-                history,
-                results: new.whole,
-            });
-        }
-        if earlier.iter().any(|s| s.whole != new.whole) {
-            let said = earlier
-                .iter()
-                .copied()
-                .chain([new])
+        if earlier.iter().any(|s| s.whole != whole) {
+            let said = (earlier.iter().copied().chain([new]))
                 .map(|s| (s.twin, s.whole))
                 .collect();
             out.push(Decision::ResultsDiverge {
@@ -131,8 +166,30 @@ impl HostLog {
                 said,
             });
         }
+        if equal == quorum {
+            // No other whole can reach a quorum any more, and every place of this one is certified.
+            self.lists.clear();
+            out.push(Decision::SlotResult {
+                slot,
+                history,
+                results: whole,
+            });
+        } else if equal < quorum && !self.is_settled(quorum) {
+            self.lists.insert(whole, each);
+        }
+        (equal == quorum).then_some(whole)
     }
 
+    /// Whether `q` twins said the same whole under the same history.
+    fn is_settled(&self, quorum: usize) -> bool {
+        self.said.iter().any(|one| {
+            let same = |s: &&Said| s.history == one.history && s.whole == one.whole;
+            self.said.iter().filter(same).count() >= quorum
+        })
+    }
+}
+
+impl HostLog {
     pub(super) fn apply_checkpoint(
         &mut self,
         sender: TwinId,

@@ -1,12 +1,13 @@
 //! The rules that are read off the log alone, entry by entry.
 
-use twinbft_types::{Attempt, batch_digest, history};
+use twinbft_types::{Attempt, Mac, ResultMac, batch_digest, history};
 
 use super::*;
 
 const BOUNDS: Bounds = Bounds {
     checkpoint_slots: 4,
     batch_requests_max: 8,
+    pipeline_depth: 6,
     trim_multiple: 4,
     trim_entries: 8,
     trim_bytes: 1000,
@@ -265,4 +266,218 @@ fn trims_are_due_by_entries_or_bytes_at_multiples_of_k() {
         due.extend(log.note_bytes(bytes));
     }
     assert_eq!(due, [8, 16, 20, 24].map(Position));
+}
+
+fn results(slot: u64, history: Digest, each: &[u8]) -> Entry {
+    let results = each
+        .iter()
+        .map(|byte| ResultMac {
+            digest: Digest([*byte; 32]),
+            mac: Mac::default(),
+        })
+        .collect();
+    Entry::Results {
+        slot: Slot(slot),
+        history,
+        view: None,
+        results,
+    }
+}
+
+/// A primary that has decided slot 1.
+fn decided(twins: u8) -> (HostLog, Digest) {
+    let mut log = primary(twins);
+    let (one, h1) = propose(1, 0, Digest::ZERO, 1);
+    apply(&mut log, 0, &one);
+    for twin in 1..=u8::try_from(log.shape.twin_quorum() - 1).unwrap() {
+        apply(&mut log, twin, &endorse(1, 0, h1));
+    }
+    assert_eq!(log.accepted(), (Slot(1), h1));
+    (log, h1)
+}
+
+fn is_certified(decisions: &[Decision]) -> bool {
+    let certifies = |d: &Decision| matches!(d, Decision::Certified { .. });
+    decisions.iter().any(certifies)
+}
+
+/// 4.8, 9: a twin's first RESULT of a slot counts, and only under the history that the host decided. So a twin that
+/// invents histories does not close the tally of the others.
+#[test]
+fn invented_histories_do_not_close_a_tally() {
+    let (mut log, h1) = decided(3);
+    let mut out = Vec::new();
+    for number in 0..4 {
+        let invented = results(1, Digest([number; 32]), &[7]);
+        assert!(log.apply(TwinId(2), &invented, &mut out).is_err());
+    }
+    assert_eq!(out, []);
+    assert_eq!(apply(&mut log, 0, &results(1, h1, &[7])), []);
+    assert!(is_certified(&apply(&mut log, 1, &results(1, h1, &[7]))));
+    assert_eq!(log.result_votes(Slot(1)), 2);
+    // The third twin's first word counts, its second one does not.
+    apply(&mut log, 2, &results(1, h1, &[7]));
+    assert_eq!(log.result_votes(Slot(1)), 0);
+}
+
+/// 4.8: no correct twin posts a RESULT that is longer than a batch.
+#[test]
+fn a_result_longer_than_a_batch_is_invalid() {
+    let (mut log, h1) = decided(2);
+    let mut out = Vec::new();
+    for length in [0, 9] {
+        let entry = results(1, h1, &vec![1; length]);
+        assert!(log.apply(TwinId(1), &entry, &mut out).is_err());
+    }
+    apply(&mut log, 1, &results(1, h1, &[1; 8]));
+    assert_eq!(log.result_votes(Slot(1)), 1);
+}
+
+/// 4.8: results are compared one by one while any of them may still be certified.
+#[test]
+fn results_are_certified_one_by_one_and_as_a_whole() {
+    let (mut log, h1) = decided(3);
+    apply(&mut log, 0, &results(1, h1, &[1, 2]));
+    let one_by_one = apply(&mut log, 1, &results(1, h1, &[1, 3]));
+    assert!(matches!(
+        &one_by_one[..],
+        [Decision::Certified { places, .. }, Decision::ResultsDiverge { .. }] if *places == [0]
+    ));
+    let whole = apply(&mut log, 2, &results(1, h1, &[1, 2]));
+    assert!(matches!(
+        &whole[..],
+        [Decision::Certified { places, .. }, Decision::ResultsDiverge { .. }, Decision::SlotResult { .. }]
+            if *places == [1]
+    ));
+}
+
+/// 2: candidates are no more than a leader has in flight.
+#[test]
+fn a_leader_has_no_more_candidates_than_slots_in_flight() {
+    let mut log = primary(2);
+    let mut previous = Digest::ZERO;
+    for slot in 1..=20 {
+        let (entry, next) = propose(slot, 0, previous, slot);
+        apply(&mut log, 0, &entry);
+        previous = next;
+    }
+    assert_eq!(log.tip().0, Slot(BOUNDS.pipeline_depth));
+}
+
+/// 4.3: what a twin may hold is bounded for it alone and for each client key, and goes with the request's execution.
+#[test]
+fn haves_are_bounded_for_each_twin_and_each_key() {
+    let mut log = primary(2);
+    let of = |key: u32, seq: u64| RequestRef {
+        client: ClientId { key, session: 1 },
+        seq: Seq(seq),
+        digest: Digest::ZERO,
+    };
+    for seq in 0..2 * votes::REQUESTS_OF_A_KEY_MAX as u64 {
+        let request = of(1, seq);
+        apply(&mut log, 0, &Entry::Have { request });
+    }
+    assert_eq!(log.haves.len(), votes::REQUESTS_OF_A_KEY_MAX);
+    // The oldest gave way, and may be posted again.
+    assert!(!log.has_have_of(TwinId(0), &of(1, 0)));
+    apply(&mut log, 0, &Entry::Have { request: of(1, 0) });
+    assert!(log.has_have_of(TwinId(0), &of(1, 0)));
+    for key in 2..1000 {
+        let request = of(key, 1);
+        apply(&mut log, 0, &Entry::Have { request });
+    }
+    assert_eq!(log.haves.len(), votes::REQUESTS_OF_A_TWIN_MAX);
+    let other = RequestRef {
+        digest: Digest([9; 32]),
+        ..of(999, 1)
+    };
+    apply(&mut log, 1, &Entry::Have { request: other });
+    log.forget_request(other.client, other.seq);
+    assert_eq!(log.haves.len(), votes::REQUESTS_OF_A_TWIN_MAX - 1);
+    assert!(!log.has_have_of(TwinId(1), &other));
+}
+
+/// 2: whatever is posted, STATE fits where the configuration says that it must.
+#[test]
+fn state_stays_within_its_bound_with_every_part_full() {
+    for twins in [2, 3, 8] {
+        let bounds = crate::Tuning::default().host_bounds();
+        let shape = Shape::new(3, twins).unwrap();
+        let mut log = HostLog::genesis(shape, HostId(0), bounds);
+        log.accepted = Slot(10 * bounds.checkpoint_slots);
+        let batch = usize::try_from(bounds.batch_requests_max).unwrap();
+        fill_results(&mut log, batch);
+        fill_requests(&mut log);
+        let voters: Vec<u8> = (0..twins).collect();
+        for slot in 1..=2 * bounds.checkpoint_slots {
+            let votes = log.accepts.entry(Slot(log.accepted.0 + slot)).or_default();
+            for twin in &voters {
+                votes.vote(TwinId(*twin), Digest([*twin; 32])).unwrap();
+            }
+        }
+        for number in 1..=8 {
+            let slot = Slot(number * bounds.checkpoint_slots);
+            let digest = Digest([1; 32]);
+            apply(&mut log, 0, &Entry::Checkpoint { slot, digest });
+        }
+        let mut previous = log.accepted_history;
+        for slot in log.accepted.0 + 1..=log.accepted.0 + 2 * bounds.pipeline_depth {
+            let requests = vec![request(slot); batch];
+            let entry = Entry::Propose {
+                view: View(0),
+                slot: Slot(slot),
+                attempt: Attempt(0),
+                previous,
+                timestamp_us: slot,
+                requests: requests.clone(),
+            };
+            apply(&mut log, 0, &entry);
+            previous = history(previous, Slot(slot), batch_digest(&requests), slot);
+        }
+        let (bytes, most) = (log.to_state().len() as u64, bounds.state_bytes_max(shape));
+        assert!(bytes <= most, "m={twins}: {bytes} bytes, bound {most}");
+        assert!(
+            bytes > most / 10 * 9,
+            "m={twins}: {bytes} of {most}: what is not full?"
+        );
+        assert!(most <= 1 << 20, "m={twins}: {most} do not fit the default");
+        assert_eq!(
+            HostLog::from_state(shape, HostId(0), &log.to_state()).unwrap(),
+            log
+        );
+    }
+}
+
+/// Every twin but one has said something else about every open slot, and many slots have their SLOT-RESULT.
+fn fill_results(log: &mut HostLog, batch: usize) {
+    let twins = log.shape.twins();
+    for slot in 1..=log.accepted.0 {
+        for twin in 0..u8::try_from(log.shape.twin_quorum()).unwrap() {
+            apply(log, twin, &results(slot, Digest::ZERO, &[3]));
+        }
+        log.note_history(View(0), Slot(slot), Digest::ZERO);
+    }
+    log.results.clear();
+    for slot in 1..=log.accepted.0 {
+        for twin in 0..twins - 1 {
+            // The lists of late slots are full ones, and those of early ones must give way.
+            let entry = results(slot, Digest::ZERO, &vec![twin; batch]);
+            apply(log, twin, &entry);
+        }
+    }
+}
+
+fn fill_requests(log: &mut HostLog) {
+    for key in 0..4096 {
+        let request = RequestRef {
+            client: ClientId { key, session: 1 },
+            seq: Seq(1),
+            digest: Digest::ZERO,
+        };
+        for twin in log.shape.all_twins().map(|t| t.0).collect::<Vec<_>>() {
+            apply(log, twin, &Entry::Have { request });
+            apply(log, twin, &Entry::Retransmission { request });
+        }
+        log.nacked.insert(key);
+    }
 }

@@ -30,7 +30,7 @@ use twinbft_types::{Digest, HostId, ReplicaId, Signed, Slot, Statement, TwinId};
 
 use crate::config::CoreConfig;
 use crate::fault::PeerFault;
-use crate::hostlog::{Bounds, Decision, HostLog};
+use crate::hostlog::{Decision, HostLog};
 use crate::io::{Effect, Effects, Input, Tick};
 use crate::session::{SessionBounds, SessionTable};
 
@@ -83,13 +83,7 @@ impl Replica {
     #[must_use]
     pub fn new(config: CoreConfig) -> Self {
         let tuning = &config.tuning;
-        let bounds = Bounds {
-            checkpoint_slots: tuning.checkpoint_slots,
-            batch_requests_max: tuning.batch_requests_max as u64,
-            trim_multiple: tuning.trim_multiple,
-            trim_entries: tuning.trim_entries,
-            trim_bytes: tuning.trim_bytes,
-        };
+        let bounds = tuning.host_bounds();
         let sessions = SessionTable::new(SessionBounds {
             window: tuning.session_window,
             sessions_max: tuning.sessions_max,
