@@ -122,12 +122,13 @@ impl Default for Protocol {
 /// How durable a promise is before it is revealed (protocol.md 3, durability rule).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
-    /// Handed to the kernel: outlives the process, not the machine.
+    /// Nowhere but in the postbox's log: a twin that restarts recovers as if its disk were gone.
     Memory,
-    /// On the disk, many promises in one flush.
+    /// Handed to the kernel before it is revealed, and on the disk within `group_commit_ms`: outlives the process at
+    /// once, the machine a little later. Checkpoints are on the disk before anybody hears of them.
     #[default]
     Group,
-    /// On the disk, each promise at once.
+    /// On the disk before it is revealed; whatever waits shares one flush.
     Sync,
 }
 
@@ -148,7 +149,8 @@ impl Durability {
 pub struct Storage {
     /// How durable.
     pub durability: Durability,
-    /// With "group": how long promises gather before a flush, in milliseconds.
+    /// With "group": the longest time between two flushes while there is something to flush, in milliseconds. So
+    /// much a machine may forget that loses power.
     pub group_commit_ms: u64,
 }
 

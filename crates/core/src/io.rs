@@ -11,6 +11,7 @@ use twinbft_types::{
 
 use crate::evidence::Event;
 use crate::record::Record;
+use crate::session::SessionImage;
 
 /// Time as the driver sees it when it calls the core. The core has no clock of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,11 +105,9 @@ pub enum Effect {
     },
     /// Hand a batch to the service; answered by [`Input::Executed`]. Strictly in slot order.
     Execute(Execute),
-    /// Have the service make its state after this slot durable; answered by [`Input::Checkpointed`].
-    Checkpoint {
-        /// The slot, already executed.
-        slot: Slot,
-    },
+    /// Have the service make its state after a slot that is executed durable, and this beside it, first: it is what
+    /// a start from that checkpoint needs. Answered by [`Input::Checkpointed`].
+    Checkpoint(Checkpoint),
     /// Ask the service without changing it; answered by [`Input::Queried`].
     Query {
         /// Names the answer.
@@ -158,6 +157,19 @@ pub enum Effect {
 
 /// How long a lazy post may wait, in microseconds.
 pub const LAZY_POST_US: u64 = 1_000;
+
+/// What a checkpoint holds besides the service's state (protocol.md 5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The slot.
+    pub slot: Slot,
+    /// `h_n`.
+    pub history: Digest,
+    /// The slot's timestamp.
+    pub timestamp_us: u64,
+    /// The session table after the slot.
+    pub sessions: SessionImage,
+}
 
 /// A batch for the service.
 #[derive(Clone, Debug)]

@@ -20,6 +20,7 @@ mod twinbft;
 pub use config::{CoreConfig, Execution, Tuning};
 pub use evidence::{Event, EventKind, Output};
 pub use fault::PeerFault;
-pub use io::{Effect, Effects, Execute, Input, LAZY_POST_US, Refusal, Tick};
+pub use io::{Checkpoint, Effect, Effects, Execute, Input, LAZY_POST_US, Refusal, Tick};
 pub use record::Record;
+pub use session::{KeyImage, SessionImage};
 pub use twinbft::{Replica, Role, Status};

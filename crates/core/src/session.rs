@@ -10,6 +10,10 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use twinbft_types::{ClientId, Digest, Seq, Slot};
 
+mod image;
+
+pub use image::{KeyImage, KeyList, SessionImage, key_digest, session_digest, table_digest};
+
 /// Bounds of the table; equal on all replicas.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionBounds {
@@ -59,6 +63,8 @@ struct Session {
     used: Slot,
     /// The digest of the above, until it changes.
     digest: Option<Digest>,
+    /// The encoding that goes with the digest.
+    encoded: Option<Bytes>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -173,10 +179,9 @@ impl SessionTable {
                 .iter_mut()
                 .map(|(id, session)| (*id, session.digest()))
                 .collect();
-            let digest = Digest::of_canonical(b"tbft/ses", &(key.floor, sessions));
-            keys.insert(*number, digest);
+            keys.insert(*number, key_digest(&(key.floor, sessions)));
         }
-        Digest::of_canonical(b"tbft/ses", &keys)
+        table_digest(&keys)
     }
 
     /// Sessions in the table.

@@ -172,7 +172,9 @@ impl CoreThread {
             .context("opening the service")?;
         let genesis = Genesis::find(&data, &config.cluster.id)?;
         genesis.check_data(found.records.len(), app.last_checkpoint().map(|c| c.slot))?;
-        let service = Service::start(app, &inbox).context("starting the service's threads")?;
+        let journal = setup::journal(config, *me, &data)?;
+        let service =
+            Service::start(app, journal, &inbox).context("starting the service's threads")?;
         let link_options = LinkOptions {
             socket: layout.twin_socket(me.host.0, me.twin.0),
             cluster_tag: cluster_tag(&config.cluster.id),

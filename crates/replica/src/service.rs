@@ -12,10 +12,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use twinbft_app::{AppError, Application, BatchContext, CheckpointWork, Operation};
-use twinbft_core::{Execute, Input};
-use twinbft_types::Slot;
+use twinbft_core::{Checkpoint, Execute, Input};
 
 use crate::driver::Inbox;
+use crate::storage::{Journal, StorageError};
 
 /// A batch with more bytes than this goes to the service's thread.
 const INLINE_BYTES_MAX: usize = 256 << 10;
@@ -33,7 +33,7 @@ pub enum Job {
     /// Execute a batch.
     Execute(Execute),
     /// Make a checkpoint.
-    Checkpoint(Slot),
+    Checkpoint(Box<Checkpoint>),
     /// Answer a fast read.
     Query {
         /// Names the answer.
@@ -57,12 +57,23 @@ pub enum Answer {
     /// A checkpoint is done.
     Checkpointed(Input),
     /// The service cannot go on.
-    Failed(AppError),
+    Failed(ServiceError),
+}
+
+/// The service cannot go on; the node stops.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// The service itself.
+    #[error(transparent)]
+    App(#[from] AppError),
+    /// The checkpoints' journal.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
 }
 
 enum Work {
     Jobs(Box<dyn Application>, Vec<Job>),
-    Checkpoint(CheckpointWork),
+    Checkpoint(CheckpointWork, Box<Checkpoint>),
 }
 
 /// Numbers for operators.
@@ -91,17 +102,22 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts the threads; they end when this is dropped. Answers go to `inbox`.
+    /// Starts the threads; they end when this is dropped. Answers go to `inbox`. Without a journal nothing outlives
+    /// this process.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(app: Box<dyn Application>, inbox: &Arc<Inbox>) -> std::io::Result<Self> {
+    pub fn start(
+        app: Box<dyn Application>,
+        journal: Option<Journal>,
+        inbox: &Arc<Inbox>,
+    ) -> std::io::Result<Self> {
         Ok(Self {
             app: Some(app),
             jobs: VecDeque::new(),
             checkpointing: false,
-            worker: spawn("service", inbox.clone())?,
-            checkpointer: spawn("checkpoint", inbox.clone())?,
+            worker: spawn("service", None, inbox.clone())?,
+            checkpointer: spawn("checkpoint", journal, inbox.clone())?,
             batch_us: 0,
             status: ServiceStatus::default(),
         })
@@ -111,7 +127,7 @@ impl Service {
     ///
     /// # Errors
     /// When the service fails; the node stops.
-    pub fn submit(&mut self, job: Job, ready: &mut VecDeque<Input>) -> Result<(), AppError> {
+    pub fn submit(&mut self, job: Job, ready: &mut VecDeque<Input>) -> Result<(), ServiceError> {
         assert!(
             self.jobs.len() < JOBS_MAX,
             "the core bounds what it asks of the service"
@@ -128,7 +144,7 @@ impl Service {
         &mut self,
         answer: Answer,
         ready: &mut VecDeque<Input>,
-    ) -> Result<(), AppError> {
+    ) -> Result<(), ServiceError> {
         match answer {
             Answer::Back {
                 app,
@@ -153,7 +169,7 @@ impl Service {
     }
 
     /// Does what can be done here, in order, until the service is away or there is nothing left.
-    fn pump(&mut self, ready: &mut VecDeque<Input>) -> Result<(), AppError> {
+    fn pump(&mut self, ready: &mut VecDeque<Input>) -> Result<(), ServiceError> {
         loop {
             let heavy = self.is_heavy();
             let (Some(app), Some(job)) = (&mut self.app, self.jobs.front()) else {
@@ -162,12 +178,14 @@ impl Service {
             match job {
                 // The one before must be done first; nothing may overtake it.
                 Job::Checkpoint(_) if self.checkpointing => return Ok(()),
-                Job::Checkpoint(slot) => {
-                    let work = app.checkpoint_begin(*slot)?;
-                    self.jobs.pop_front();
+                Job::Checkpoint(checkpoint) => {
+                    let work = app.checkpoint_begin(checkpoint.slot)?;
                     self.checkpointing = true;
+                    let Some(Job::Checkpoint(checkpoint)) = self.jobs.pop_front() else {
+                        unreachable!("seen before");
+                    };
                     self.checkpointer
-                        .send(Work::Checkpoint(work))
+                        .send(Work::Checkpoint(work, checkpoint))
                         .expect("the thread ends with this handle");
                 }
                 Job::Execute(_) | Job::Query { .. } if heavy => self.hand_over(),
@@ -233,13 +251,17 @@ fn elapsed_us(began: Instant) -> u64 {
     u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-fn spawn(name: &str, inbox: Arc<Inbox>) -> std::io::Result<Sender<Work>> {
+fn spawn(
+    name: &str,
+    mut journal: Option<Journal>,
+    inbox: Arc<Inbox>,
+) -> std::io::Result<Sender<Work>> {
     let (sender, receiver) = mpsc::channel::<Work>();
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
             for work in receiver {
-                let answer = run(work).unwrap_or_else(Answer::Failed);
+                let answer = run(work, journal.as_mut()).unwrap_or_else(Answer::Failed);
                 assert!(
                     inbox.answers.push(answer).is_ok(),
                     "a bounded number of jobs is under way"
@@ -250,10 +272,19 @@ fn spawn(name: &str, inbox: Arc<Inbox>) -> std::io::Result<Sender<Work>> {
     Ok(sender)
 }
 
-fn run(work: Work) -> Result<Answer, AppError> {
+fn run(work: Work, journal: Option<&mut Journal>) -> Result<Answer, ServiceError> {
     match work {
-        Work::Checkpoint(work) => {
-            let done = work.run()?;
+        Work::Checkpoint(work, checkpoint) => {
+            let done = match journal {
+                // First, so that whatever checkpoint the service has, the journal has too.
+                Some(journal) => {
+                    journal.write(&checkpoint)?;
+                    let done = work.run()?;
+                    journal.done(done.slot, done.digest)?;
+                    done
+                }
+                None => work.run()?,
+            };
             Ok(Answer::Checkpointed(Input::Checkpointed {
                 slot: done.slot,
                 digest: done.digest,
@@ -319,14 +350,14 @@ fn carry_out(app: &mut dyn Application, job: &Job) -> Result<Input, AppError> {
 #[cfg(test)]
 mod tests {
     use twinbft_app::{Null, NullOptions};
-    use twinbft_types::{ClientId, Digest, Request, Seq};
+    use twinbft_types::{ClientId, Digest, Request, Seq, Slot};
 
     use super::*;
 
     fn service() -> (Service, Arc<Inbox>) {
         let inbox = Arc::new(Inbox::new(twinbft_postbox::Waker::new().unwrap()));
         let app = Box::new(Null::new(NullOptions::default()).unwrap());
-        (Service::start(app, &inbox).unwrap(), inbox)
+        (Service::start(app, None, &inbox).unwrap(), inbox)
     }
 
     fn execute(slot: u64, bytes: usize) -> Job {
@@ -340,6 +371,15 @@ mod tests {
                 operation: vec![0; bytes].into(),
             }],
         })
+    }
+
+    fn checkpoint(slot: u64) -> Job {
+        Job::Checkpoint(Box::new(Checkpoint {
+            slot: Slot(slot),
+            history: Digest::ZERO,
+            timestamp_us: slot,
+            sessions: twinbft_core::SessionImage::default(),
+        }))
     }
 
     /// Spins for the threads' answers: they come within microseconds, and a test that waits for ever is a failure.
@@ -385,9 +425,7 @@ mod tests {
             .submit(execute(1, INLINE_BYTES_MAX + 1), &mut ready)
             .unwrap();
         service.submit(execute(2, 10), &mut ready).unwrap();
-        service
-            .submit(Job::Checkpoint(Slot(2)), &mut ready)
-            .unwrap();
+        service.submit(checkpoint(2), &mut ready).unwrap();
         assert_eq!(service.status().batches_handed_over, 1);
         settle(&mut service, &inbox, &mut ready, 3);
         assert_eq!(
@@ -403,9 +441,7 @@ mod tests {
         let mut ready = VecDeque::new();
         for slot in [1, 2] {
             service.submit(execute(slot, 1), &mut ready).unwrap();
-            service
-                .submit(Job::Checkpoint(Slot(slot)), &mut ready)
-                .unwrap();
+            service.submit(checkpoint(slot), &mut ready).unwrap();
         }
         settle(&mut service, &inbox, &mut ready, 4);
         let mut names = names(&ready);

@@ -375,7 +375,8 @@ impl World {
                 let slot = execute.slot;
                 self.answer(id, Input::Executed { slot, results });
             }
-            Effect::Checkpoint { slot } => {
+            Effect::Checkpoint(checkpoint) => {
+                let slot = checkpoint.slot;
                 let digest = self.twins[&id].service.digest();
                 self.answer(id, Input::Checkpointed { slot, digest });
             }

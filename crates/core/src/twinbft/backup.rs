@@ -135,6 +135,7 @@ impl Replica {
         for authenticator in &order.certificate.authenticators {
             data.add_signature(authenticator.clone());
         }
+        data.is_persisted = true;
         self.slots.insert(slot, data);
         self.backup.tip = slot;
         let entry = Entry::Accept {

@@ -8,7 +8,7 @@ use twinbft_types::{Digest, Entry, HostId, ReplicaId, Slot, Statement, TwinId};
 
 use super::Replica;
 use crate::evidence::{Event, EventKind, Output};
-use crate::io::{Effect, Effects};
+use crate::io::{Checkpoint, Effect, Effects};
 use crate::record::Record;
 
 /// Checkpoints that are kept of one host; its lowest gives way.
@@ -17,6 +17,8 @@ const OF_A_HOST_MAX: usize = 4;
 /// What the hosts say about the state at checkpoints.
 #[derive(Debug, Default)]
 pub struct Checkpoints {
+    /// Checkpoints that the service is making. Invariant: at most two, because it makes one after the other.
+    begun: BTreeMap<Slot, Begun>,
     /// This twin's own digests above `L`, with the history and timestamp of their slots.
     own: BTreeMap<Slot, Own>,
     /// What each host certified, this one included.
@@ -26,6 +28,14 @@ pub struct Checkpoints {
     decided: Option<(Slot, Digest)>,
     /// Since when an own digest waits for `Q` hosts, or when they were last asked.
     waiting_since_us: Option<u64>,
+}
+
+/// What is replicated besides the service's state.
+#[derive(Clone, Copy, Debug)]
+struct Begun {
+    sessions: Digest,
+    history: Digest,
+    timestamp_us: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,14 +79,37 @@ impl Checkpoints {
 }
 
 impl Replica {
+    /// A slot that ends with a checkpoint is executed: the session table is taken as it is now.
+    pub(super) fn begin_checkpoint(&mut self, slot: Slot, out: &mut Effects) {
+        let data = self.slots.get(slot).expect("executing slots are held");
+        let (history, timestamp_us) = (data.history, data.timestamp_us);
+        let image = self.sessions.image();
+        let begun = Begun {
+            sessions: self.sessions.digest(),
+            history,
+            timestamp_us,
+        };
+        self.checkpoints.begun.insert(slot, begun);
+        out.push(Effect::Checkpoint(Checkpoint {
+            slot,
+            history,
+            timestamp_us,
+            sessions: image,
+        }));
+    }
+
     /// The service has made its state at `slot` durable: this twin posts the digest of all that is replicated.
     pub(super) fn handle_checkpointed(&mut self, slot: Slot, service: Digest, out: &mut Effects) {
-        let data = self
-            .slots
-            .get(slot)
-            .expect("executed slots above L are held");
-        let (history, timestamp_us) = (data.history, data.timestamp_us);
-        let sessions = self.sessions.digest();
+        let begun = self
+            .checkpoints
+            .begun
+            .remove(&slot)
+            .expect("the service makes the checkpoints that it was asked for");
+        let Begun {
+            sessions,
+            history,
+            timestamp_us,
+        } = begun;
         let parts = (
             service,
             sessions,
@@ -97,7 +130,6 @@ impl Replica {
         let entry = Entry::Checkpoint { slot, digest };
         out.push(Effect::Persist(Record::Promise(entry.clone())));
         out.post(entry);
-        self.execution.checkpoint_done();
         self.poll_stable(out);
     }
 

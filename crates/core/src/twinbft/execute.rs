@@ -22,7 +22,7 @@ pub struct Execution {
     /// The last slot whose results are known.
     executed: Slot,
     outstanding: VecDeque<Outstanding>,
-    /// Nothing more is handed over until the service has made this checkpoint.
+    /// Nothing more is handed over until this slot is executed and its checkpoint has begun.
     checkpoint: Option<Slot>,
 }
 
@@ -36,10 +36,6 @@ struct Outstanding {
 impl Execution {
     pub const fn executed(&self) -> Slot {
         self.executed
-    }
-
-    pub fn checkpoint_done(&mut self) {
-        self.checkpoint = None;
     }
 }
 
@@ -144,7 +140,8 @@ impl Replica {
         });
         self.reply_late(slot, out);
         if self.execution.checkpoint == Some(slot) {
-            out.push(Effect::Checkpoint { slot });
+            self.begin_checkpoint(slot, out);
+            self.execution.checkpoint = None;
         }
     }
 

@@ -169,6 +169,7 @@ impl Replica {
 
     /// Does everything that has become possible.
     fn advance(&mut self, out: &mut Effects) {
+        self.poll_completed(out);
         self.poll_votes(out);
         self.poll_proposal(out);
         self.poll_commit();

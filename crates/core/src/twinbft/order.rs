@@ -28,6 +28,7 @@ impl Replica {
             .voting
             .take(slot)
             .expect("every candidate has a private side");
+        let endorsed = private.is_endorsed();
         let primary = (view, self.config.host(), self.config.incarnation);
         let mut data = SlotData::new(
             primary,
@@ -54,11 +55,27 @@ impl Replica {
         if !data.is_complete() {
             self.voting.note_incomplete(slot, self.now.mono_us);
         }
+        // A follower that endorsed it has it in its write-ahead log already.
+        data.is_persisted = endorsed;
         self.slots.insert(slot, data);
+        self.persist_slot(slot, out);
         if !signed_already {
             self.sign_order(slot, statement, lazy, out);
         }
         self.send_order(slot, out);
+    }
+
+    /// 3: what a promise rests on is in the write-ahead log before the promise.
+    pub(super) fn persist_slot(&mut self, slot: Slot, out: &mut Effects) {
+        let Some(previous) = self.history_of(Slot(slot.0 - 1)) else {
+            return;
+        };
+        let data = self.slots.get_mut(slot).expect("just put there");
+        if data.is_persisted || !data.is_complete() {
+            return;
+        }
+        data.is_persisted = true;
+        out.push(Effect::Persist(data.record(slot, previous)));
     }
 
     fn sign_order(&mut self, slot: Slot, statement: Statement, lazy: bool, out: &mut Effects) {

@@ -9,6 +9,8 @@ use twinbft_types::{
     Statement, View,
 };
 
+use crate::record::Record;
+
 /// One slot that this twin's host has decided, or for which this twin holds a valid ORDER certificate.
 #[derive(Debug)]
 pub struct SlotData {
@@ -27,6 +29,8 @@ pub struct SlotData {
     message: Option<Arc<PeerMessage>>,
     /// When this twin first had it.
     pub since_us: u64,
+    /// Whether it is in the write-ahead log.
+    pub is_persisted: bool,
 }
 
 impl SlotData {
@@ -51,6 +55,19 @@ impl SlotData {
             authenticators: Vec::new(),
             message: None,
             since_us: now_us,
+            is_persisted: false,
+        }
+    }
+
+    /// The slot for the write-ahead log; only when it is complete. The signatures of this host's own twins can be
+    /// asked for again.
+    pub fn record(&self, slot: Slot, previous: Digest) -> Record {
+        Record::Slot {
+            slot,
+            previous,
+            timestamp_us: self.timestamp_us,
+            bodies: self.bodies.iter().flatten().cloned().collect(),
+            certificate: None,
         }
     }
 

@@ -24,6 +24,8 @@ pub struct Voting {
     in_log: BTreeMap<(ClientId, Seq), Slot>,
     /// Decided slots of which this twin lacks bodies; only for m > q.
     incomplete: BTreeMap<Slot, u64>,
+    /// Those of them that have become complete in this step.
+    completed: Vec<Slot>,
     needed: BTreeSet<Digest>,
     given: BTreeSet<Digest>,
 }
@@ -57,6 +59,13 @@ enum Judgement {
     Endorse,
     Nack(Vec<RequestRef>),
     Wait,
+}
+
+impl Private {
+    /// Whether this twin endorsed it, and so has it in its write-ahead log.
+    pub fn is_endorsed(&self) -> bool {
+        self.voted == Some(Vote::Endorse)
+    }
 }
 
 impl Voting {
@@ -346,12 +355,25 @@ impl Replica {
     pub(super) fn fill_body(&mut self, digest: Digest, request: &Request) {
         self.voting.fill(digest, request);
         let slots = &mut self.slots;
+        let completed = &mut self.voting.completed;
         self.voting.incomplete.retain(|slot, _| {
             slots.get_mut(*slot).is_some_and(|data| {
                 data.fill(digest, request);
+                if data.is_complete() {
+                    completed.push(*slot);
+                }
                 !data.is_complete()
             })
         });
+    }
+
+    /// Slots whose missing bodies have come since they were decided go to the write-ahead log.
+    pub(super) fn poll_completed(&mut self, out: &mut Effects) {
+        for slot in std::mem::take(&mut self.voting.completed) {
+            if self.slots.get(slot).is_some() {
+                self.persist_slot(slot, out);
+            }
+        }
     }
 
     /// Whether a decided slot lacks this body here.

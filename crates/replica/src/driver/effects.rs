@@ -21,7 +21,9 @@ impl Driver {
             }
             Effect::Send { to, message } => self.outbound.peers.push((to, message)),
             Effect::Execute(batch) => self.submit(Job::Execute(batch))?,
-            Effect::Checkpoint { slot } => self.submit(Job::Checkpoint(slot))?,
+            Effect::Checkpoint(checkpoint) => {
+                self.submit(Job::Checkpoint(Box::new(checkpoint)))?;
+            }
             Effect::Query { token, operation } => self.submit(Job::Query { token, operation })?,
             Effect::Reply(reply) => self.outbound.clients.push(ToClient::Reply(reply)),
             Effect::Answer {

@@ -5,6 +5,7 @@
 //! forces them to the disk. Whoever wants to reveal a promise asks [`Storage::revealable`]. A failed write or flush
 //! is never survived: [`Storage`] then gives errors only, and the node stops.
 
+mod journal;
 mod segment;
 mod standing;
 mod syncer;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use twinbft_core::Record;
 use twinbft_types::{Digest, Slot};
 
+pub use journal::{Journal, Journaled};
 pub use segment::{ReadError, Segments, TornTail, read_segments, segment_numbers, segment_path};
 use segment::{SEGMENT_HEADER_BYTES, encode_header, encode_record};
 use standing::{Standing, slot_of};

@@ -8,11 +8,14 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use borsh::{BorshDeserialize, BorshSerialize};
 use twinbft_core::Record;
 use twinbft_types::{Digest, from_canonical};
 
+/// First bytes of a file: what it is, and the version of its format.
+pub(crate) type Magic = [u8; 8];
 /// First bytes of every segment.
-const MAGIC: &[u8; 8] = b"TBFTWAL1";
+const MAGIC: &Magic = b"TBFTWAL1";
 /// Length of a segment's header.
 pub(crate) const SEGMENT_HEADER_BYTES: usize = 64;
 /// Length of what stands before a record's payload.
@@ -108,8 +111,17 @@ pub fn segment_numbers(dir: &Path) -> Result<Vec<u64>, ReadError> {
 
 /// The header of a segment. `owner` names cluster, host and twin.
 pub(crate) fn encode_header(number: u64, owner: Digest) -> [u8; SEGMENT_HEADER_BYTES] {
+    encode_header_of(MAGIC, number, owner)
+}
+
+/// The header of a file of records.
+pub(crate) fn encode_header_of(
+    magic: &Magic,
+    number: u64,
+    owner: Digest,
+) -> [u8; SEGMENT_HEADER_BYTES] {
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
-    bytes[0..8].copy_from_slice(MAGIC);
+    bytes[0..8].copy_from_slice(magic);
     bytes[8..16].copy_from_slice(&number.to_le_bytes());
     bytes[16..48].copy_from_slice(&owner.0);
     let crc = crc32c::crc32c(&bytes[..48]);
@@ -125,7 +137,12 @@ fn place(number: u64, offset: u64) -> u32 {
 ///
 /// # Panics
 /// When the record is above 256 MiB: the protocol's limits keep it far below.
-pub(crate) fn encode_record(number: u64, offset: u64, record: &Record, buffer: &mut Vec<u8>) {
+pub(crate) fn encode_record<T: BorshSerialize>(
+    number: u64,
+    offset: u64,
+    record: &T,
+    buffer: &mut Vec<u8>,
+) {
     let start = buffer.len();
     buffer.extend_from_slice(&[0; RECORD_HEADER_BYTES]);
     borsh::to_writer(&mut *buffer, record).expect("writing into memory does not fail");
@@ -152,7 +169,7 @@ pub fn read_segments(dir: &Path, owner: Digest) -> Result<Segments, ReadError> {
     for (index, &number) in numbers.iter().enumerate() {
         let last = index + 1 == numbers.len();
         let path = segment_path(dir, number);
-        let torn = read_one(&path, number, owner, &mut all.records)?;
+        let torn = read_file(&path, MAGIC, number, owner, &mut all.records)?;
         match torn {
             Some(offset) if last => all.torn = Some(TornTail { path, offset }),
             Some(offset) => {
@@ -169,12 +186,13 @@ pub fn read_segments(dir: &Path, owner: Digest) -> Result<Segments, ReadError> {
     Ok(all)
 }
 
-/// Reads one segment; the offset of a torn record, if it ends in one.
-fn read_one(
+/// Reads one file of records; the offset of a torn record, if it ends in one.
+pub(crate) fn read_file<T: BorshDeserialize>(
     path: &Path,
+    magic: &Magic,
     number: u64,
     owner: Digest,
-    records: &mut Vec<Record>,
+    records: &mut Vec<T>,
 ) -> Result<Option<u64>, ReadError> {
     let mut bytes = Vec::new();
     File::open(path)
@@ -191,15 +209,15 @@ fn read_one(
     let Some(header) = bytes.first_chunk::<SEGMENT_HEADER_BYTES>() else {
         return Ok(Some(0));
     };
-    if *header != encode_header(number, owner) {
+    if *header != encode_header_of(magic, number, owner) {
         // A header whose own checksum holds is whole, but somebody else's.
         let crc = crc32c::crc32c(&header[..48]).to_le_bytes();
-        if header[..8] == *MAGIC && header[48..52] == crc {
+        if header[..8] == *magic && header[48..52] == crc {
             return Err(ReadError::Foreign {
                 path: path.to_owned(),
             });
         }
-        return Err(corrupt(0, "the segment's header is wrong"));
+        return Err(corrupt(0, "the file's header is wrong"));
     }
     let mut offset = SEGMENT_HEADER_BYTES;
     while offset < bytes.len() {
