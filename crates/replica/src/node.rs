@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use twinbft_config::{ClusterConfig, Layout};
 use twinbft_core::{CoreConfig, Replica};
 use twinbft_postbox::{Waker, cluster_tag};
-use twinbft_types::ReplicaId;
+use twinbft_types::{Epoch, ReplicaId};
 
 use crate::driver::{Control, Driver, Egress, Inbox, Link, LinkOptions, Parts};
 use crate::genesis::Genesis;
@@ -195,6 +195,8 @@ impl CoreThread {
             };
             genesis.check_log(&mut link)?;
             genesis.take()?;
+            let mut core = core;
+            core.epoch = Epoch(link.reader().epoch());
             progress.set_has_core();
             Driver::new(Parts {
                 me,

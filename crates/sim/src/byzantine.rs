@@ -163,7 +163,12 @@ fn spoil_message(mut message: PeerMessage, rng: &mut ChaCha8Rng) -> PeerMessage 
     let certificate = match &mut message {
         PeerMessage::Order(order) => &mut order.certificate,
         PeerMessage::Certificate(certificate) => certificate,
-        PeerMessage::FetchSlots { .. } | PeerMessage::FetchSlotResult { .. } => return message,
+        PeerMessage::Forward(forward) => &mut forward.certificate,
+        PeerMessage::FetchSlots { .. }
+        | PeerMessage::FetchSlotResult { .. }
+        | PeerMessage::FetchNewView { .. }
+        | PeerMessage::FetchChain { .. }
+        | PeerMessage::Chain(_) => return message,
     };
     for authenticator in &mut certificate.authenticators {
         spoil(&mut authenticator.macs, rng);

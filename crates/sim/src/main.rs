@@ -61,6 +61,7 @@ fn run(first: u64, seeds: u64) -> anyhow::Result<ExitCode> {
         total.steps += report.steps;
         total.messages += report.messages;
         total.slots += report.slots;
+        total.view += report.view;
         total.completed += report.completed;
         total.divergences += report.divergences;
         total.culprits += report.culprits;
@@ -68,11 +69,12 @@ fn run(first: u64, seeds: u64) -> anyhow::Result<ExitCode> {
     }
     let seconds = begin.elapsed().as_secs_f64();
     println!(
-        "{seeds} seeds, {:.0} a second: {} steps, {} messages, {} slots, {} operations, {} divergences, {} culprits, {} stalled without state transfer, no violation",
+        "{seeds} seeds, {:.0} a second: {} steps, {} messages, {} slots, {} views, {} operations, {} divergences, {} culprits, {} stalled without state transfer, no violation",
         f64::from(u32::try_from(seeds)?) / seconds,
         total.steps,
         total.messages,
         total.slots,
+        total.view,
         total.completed,
         total.divergences,
         total.culprits,

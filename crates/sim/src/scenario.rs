@@ -75,6 +75,7 @@ impl Scenario {
             pending_requests_max: 64,
             trim_entries: rng.random_range(8..64),
             trim_bytes: rng.random_range(500..50_000),
+            suspect_after_us: [30_000, 100_000, 500_000][rng.random_range(0..3)],
             serve_all_bytes_max: if rng.random_bool(0.5) { 0 } else { 4096 },
             ..Tuning::default()
         };
@@ -107,11 +108,11 @@ impl Scenario {
         scenario
     }
 
-    /// At most `f` hosts besides the primary host of view 0 may fall silent; the twins of that one stay live.
+    /// At most `f` hosts may fall silent, the primary host among them.
     fn draw_faults(&mut self, rng: &mut ChaCha8Rng) {
         let mut silent = self.shape.host_faults();
         if silent > 0 && rng.random_bool(0.3) {
-            self.cut_off = Some(rng.random_range(1..self.shape.hosts()));
+            self.cut_off = Some(rng.random_range(0..self.shape.hosts()));
             silent -= 1;
         }
         if !rng.random_bool(0.5) {
@@ -119,7 +120,7 @@ impl Scenario {
         }
         for host in self.shape.all_hosts() {
             let masked = usize::from(self.shape.twins()) - self.shape.twin_quorum();
-            let muting = host.0 != 0 && silent > 0 && self.cut_off != Some(host.0);
+            let muting = silent > 0 && self.cut_off != Some(host.0);
             let most = if muting {
                 self.shape.twin_quorum() - 1
             } else {
@@ -129,12 +130,7 @@ impl Scenario {
             if count > masked {
                 silent -= 1;
             }
-            // The leader of view 0 must stay correct until there is view change.
-            let mut twins: Vec<_> = self
-                .shape
-                .all_twins()
-                .filter(|t| host.0 != 0 || t.0 != 0)
-                .collect();
+            let mut twins: Vec<_> = self.shape.all_twins().collect();
             for _ in 0..count {
                 let twin = twins.swap_remove(rng.random_range(0..twins.len()));
                 let replica = ReplicaId { host, twin };

@@ -10,7 +10,7 @@ use twinbft_core::{CoreConfig, Effect, EventKind, Input};
 use twinbft_postbox::{Limits, MemoryLog, MemoryRead, Outcome};
 use twinbft_types::wire::Reply;
 use twinbft_types::{
-    ClientId, Digest, HostId, Incarnation, Mac, Position, ProcessId, QueryAnswer, ReplicaId,
+    ClientId, Digest, Epoch, HostId, Incarnation, Mac, Position, ProcessId, QueryAnswer, ReplicaId,
     TwinId, canonical,
 };
 
@@ -37,6 +37,8 @@ pub struct Report {
     pub messages: u64,
     /// Slots executed.
     pub slots: u64,
+    /// The highest view that a host installed.
+    pub view: u64,
     /// Operations that their clients saw completed.
     pub completed: u64,
     /// Divergences that correct twins reported.
@@ -132,6 +134,7 @@ impl World {
                     me,
                     keys: cast.ring(ProcessId::Twin(me)),
                     incarnation: Incarnation(0),
+                    epoch: Epoch(0),
                     config_digest: Digest::ZERO,
                     tuning: scenario.tuning.clone(),
                 };
@@ -204,6 +207,8 @@ impl World {
         check_histories(&self.truth, &histories)?;
         self.report.completed = histories.iter().filter(|r| r.returned.is_some()).count() as u64;
         self.report.slots = self.truth.last().0;
+        let views = self.twins.values().map(|t| t.core.host_log().live_view());
+        self.report.view = views.flatten().max().map_or(0, |view| view.0);
         Ok(self.report)
     }
 

@@ -39,6 +39,44 @@ pub enum PeerMessage {
         /// `h_n`.
         history: Digest,
     },
+    /// The NEW-VIEW of this view, or of a later one, is wanted (6).
+    FetchNewView {
+        /// The view.
+        view: View,
+    },
+    /// The log that ends so is wanted, from its end downwards (6).
+    FetchChain {
+        /// The last slot that is missing.
+        slot: Slot,
+        /// `h_n`.
+        history: Digest,
+    },
+    /// Slots of a log, descending without gaps: the answer to [`Self::FetchChain`].
+    Chain(Vec<ChainSlot>),
+    /// A FORWARD certificate with its request (6).
+    Forward(ForwardMessage),
+}
+
+/// One slot of a log, verified by the history of the slot and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainSlot {
+    /// The slot.
+    pub slot: Slot,
+    /// `h_{n−1}`.
+    pub previous: Digest,
+    /// The batch's timestamp.
+    pub timestamp_us: u64,
+    /// The batch.
+    pub bodies: Vec<Request>,
+}
+
+/// A FORWARD certificate with the request that it vouches for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardMessage {
+    /// FORWARD(c, s, digest).
+    pub certificate: Certificate,
+    /// The request.
+    pub request: Request,
 }
 
 /// An ORDER certificate with what its history covers.
@@ -244,6 +282,28 @@ impl From<&PeerMessage> for pb::PeerMessage {
                     history: history.0.to_vec().into(),
                 }))
             }
+            PeerMessage::FetchNewView { view } => fetch(pb::fetch::What::NewView(view.0)),
+            PeerMessage::FetchChain { slot, history } => {
+                fetch(pb::fetch::What::Chain(pb::ChainQuery {
+                    slot: slot.0,
+                    history: history.0.to_vec().into(),
+                }))
+            }
+            PeerMessage::Chain(slots) => Message::Chain(pb::Chain {
+                slots: slots
+                    .iter()
+                    .map(|s| pb::ChainSlot {
+                        slot: s.slot.0,
+                        previous: s.previous.0.to_vec().into(),
+                        timestamp_us: s.timestamp_us,
+                        bodies: s.bodies.iter().map(body).collect(),
+                    })
+                    .collect(),
+            }),
+            PeerMessage::Forward(forward) => Message::Forward(pb::Forward {
+                certificate: Some((&forward.certificate).into()),
+                request: Some(body(&forward.request)),
+            }),
         };
         Self {
             message: Some(message),
@@ -285,7 +345,30 @@ impl TryFrom<pb::PeerMessage> for PeerMessage {
                     slot: Slot(query.slot),
                     history: digest("slot_result.history", &query.history)?,
                 }),
+                pb::fetch::What::NewView(view) => Ok(Self::FetchNewView { view: View(view) }),
+                pb::fetch::What::Chain(query) => Ok(Self::FetchChain {
+                    slot: Slot(query.slot),
+                    history: digest("chain.history", &query.history)?,
+                }),
             },
+            Message::Chain(chain) => {
+                let slots = chain.slots.into_iter().map(|s| {
+                    Ok(ChainSlot {
+                        slot: Slot(s.slot),
+                        previous: digest("chain_slot.previous", &s.previous)?,
+                        timestamp_us: s.timestamp_us,
+                        bodies: s.bodies.into_iter().map(unbody).collect(),
+                    })
+                });
+                Ok(Self::Chain(slots.collect::<Result<_, FormError>>()?))
+            }
+            Message::Forward(forward) => Ok(Self::Forward(ForwardMessage {
+                certificate: forward
+                    .certificate
+                    .ok_or_else(|| missing("forward.certificate"))?
+                    .try_into()?,
+                request: unbody(forward.request.ok_or_else(|| missing("forward.request"))?),
+            })),
         }
     }
 }

@@ -4,6 +4,7 @@ use twinbft_types::Shape;
 
 use super::Bounds;
 use super::results::{CHECKPOINTS_MAX, LISTED_DIGESTS_MAX, SLOT_RESULTS_MAX, TALLIES_MAX};
+use super::view::NV_PROPOSALS_MAX;
 use super::votes::{HELD_BYTES, NACKED_KEYS_MAX, REQUESTS_OF_A_TWIN_MAX};
 
 /// Numbers, lengths and each twin's views.
@@ -34,7 +35,13 @@ impl Bounds {
         let histories = count(TALLIES_MAX) * (8 + 8 + DIGEST_BYTES);
         let slot_results = count(SLOT_RESULTS_MAX) * (8 + 2 * DIGEST_BYTES);
         let checkpoints = count(CHECKPOINTS_MAX) * keyed;
+        // Open NV-PROPOSEs and the installed one, NV-ACCEPTs, incarnations.
+        let hosts = u64::from(shape.hosts());
+        let views = (count(NV_PROPOSALS_MAX) + 1) * (64 + hosts * (1 + DIGEST_BYTES))
+            + twins * (1 + 8 + DIGEST_BYTES)
+            + hosts * 8;
         REST_BYTES
+            + views
             + candidates
             + accepts
             + held

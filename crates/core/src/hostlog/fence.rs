@@ -14,12 +14,15 @@ impl HostLog {
         let fence = leaves[self.shape.twin_quorum() - 1];
         if fence > self.fenced_to {
             self.fenced_to = fence;
-            // Nothing after the fence counts for the fenced views.
-            if self.live_view().is_none() {
-                self.candidates.clear();
-                self.attempts.clear();
-                self.accepts.clear();
+            // A host that recovered has installed its view without a fence (8).
+            if fence <= self.installed {
+                return;
             }
+            self.note_fence(fence);
+            // Nothing after the fence counts for the fenced views.
+            self.candidates.clear();
+            self.attempts.clear();
+            self.accepts.clear();
             out.push(Decision::Fenced { view: fence });
         }
     }

@@ -9,6 +9,7 @@ mod bounds;
 mod fence;
 mod order;
 mod results;
+mod view;
 mod votes;
 
 #[cfg(test)]
@@ -18,12 +19,14 @@ use std::collections::BTreeMap;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use twinbft_types::{
-    ClientId, Digest, Entry, HostId, Position, RequestRef, Seq, Shape, Slot, TwinId, View,
-    canonical, from_canonical,
+    ClientId, Digest, Entry, HostId, Incarnation, Position, RequestRef, Seq, Shape, Slot, TwinId,
+    View, canonical, from_canonical,
 };
 
 pub use order::Candidate;
 use results::ResultTally;
+use view::ViewState;
+pub use view::{Installed, NvProposal, Wish};
 pub use votes::TwinSet;
 use votes::{BoundedVotes, KeyedVotes, NackedKeys};
 
@@ -69,6 +72,32 @@ pub enum Decision {
     Fenced {
         /// The view.
         view: View,
+    },
+    /// The host has a new WISH, higher or lower than the one before (6).
+    Wished {
+        /// It.
+        wish: Wish,
+    },
+    /// The leader of the view that is fenced to proposes the log with which it begins (6).
+    NvProposed {
+        /// Where.
+        position: Position,
+    },
+    /// A view is installed (6).
+    Installed {
+        /// It, and the log with which it begins.
+        installed: Installed,
+    },
+    /// HEARTBEAT is fixed (6).
+    Beat {
+        /// The view.
+        view: View,
+        /// Its count.
+        count: u64,
+        /// The last decided slot.
+        slot: Slot,
+        /// Its history.
+        history: Digest,
     },
     /// `q` twins posted HAVE for this request (4.3).
     Had {
@@ -172,6 +201,10 @@ pub struct HostLog {
     accepted_history: Digest,
     /// The view of the last installed log.
     last_normal: View,
+    /// WISH, VIEW-CHANGE, NEW-VIEW and HEARTBEAT.
+    views: ViewState,
+    /// The incarnation of every host, as PEER entries show it (8).
+    incarnations: Vec<Incarnation>,
 
     /// The live candidates of slots `accepted + 1 …`, without gaps.
     /// Invariant: empty unless this host is primary of the installed, unfenced view; at most `pipeline_depth`.
@@ -219,6 +252,8 @@ impl HostLog {
             accepted: Slot(0),
             accepted_history: Digest::ZERO,
             last_normal: View(0),
+            views: ViewState::default(),
+            incarnations: vec![Incarnation(0); usize::from(shape.hosts())],
             candidates: Vec::new(),
             attempts: BTreeMap::new(),
             accepts: BTreeMap::new(),
@@ -336,7 +371,7 @@ impl HostLog {
                 self.apply_checkpoint(sender, *slot, *digest, out)
             }
             Entry::Suspect { view } => {
-                self.suspects[usize::from(sender.0)] = *view;
+                self.apply_suspect(sender, *view, out);
                 Ok(())
             }
             Entry::Leave { view, .. } => {
@@ -350,12 +385,23 @@ impl HostLog {
             | Entry::ResultAgain { .. }
             | Entry::Relay { .. }
             | Entry::RelayOrder { .. } => Ok(()),
-            // View change, recovery and quarantine (6, 8, 9): their rules come with those parts.
-            Entry::NvPropose { .. }
-            | Entry::NvEndorse { .. }
-            | Entry::NvAccept { .. }
-            | Entry::Jump { .. }
-            | Entry::Beat { .. }
+            Entry::NvPropose {
+                view,
+                hosts,
+                slot,
+                history,
+            } => self.apply_nv_propose(sender, *view, hosts, (*slot, *history), out),
+            Entry::NvEndorse { view, proposal } => {
+                self.apply_nv_endorse(sender, *view, *proposal, out)
+            }
+            Entry::NvAccept {
+                view,
+                slot,
+                history,
+            } => self.apply_nv_accept(sender, *view, (*slot, *history), out),
+            Entry::Beat { view, count } => self.apply_beat(sender, *view, *count, out),
+            // Recovery and quarantine (8, 9): their rules come with those parts.
+            Entry::Jump { .. }
             | Entry::Peer { .. }
             | Entry::Hello { .. }
             | Entry::Amnesia { .. }
@@ -473,6 +519,15 @@ impl HostLog {
     #[must_use]
     pub fn has_left(&self, twin: TwinId, view: View) -> bool {
         self.leaves[usize::from(twin.0)] > view
+    }
+
+    /// Whether this twin has posted a retransmission of this request (6), and whether `q` twins have.
+    #[must_use]
+    pub fn retransmitted(&self, twin: TwinId, request: &RequestRef) -> (bool, bool) {
+        (
+            self.retransmissions.is_held(twin, request),
+            self.retransmissions.has_quorum(request, self.shape),
+        )
     }
 
     /// Twins that have posted RESULT for a slot whose tally is open.

@@ -68,7 +68,7 @@ impl HostLog {
         self.live_view() == Some(view) && self.shape.primary(view) == self.host
     }
 
-    fn check_leader(&self, sender: TwinId, view: View) -> Result<(), Invalid> {
+    pub(super) fn check_leader(&self, sender: TwinId, view: View) -> Result<(), Invalid> {
         let leader = self.shape.leader(view);
         if leader.host == self.host && leader.twin == sender {
             Ok(())

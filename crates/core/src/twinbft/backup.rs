@@ -42,6 +42,19 @@ impl Backup {
     pub const fn tip(&self) -> Slot {
         self.tip
     }
+
+    /// Another log takes the place of this twin's chain (6).
+    pub const fn set_tip(&mut self, tip: Slot) {
+        self.tip = tip;
+    }
+
+    /// A view is fenced or installed: what waits for the one before is worth nothing any more.
+    pub fn leave_view(&mut self) {
+        self.waiting.clear();
+        self.foreseen = Slot(0);
+        self.heard = Slot(0);
+        self.behind_since_us = None;
+    }
 }
 
 impl Replica {
@@ -65,7 +78,11 @@ impl Replica {
         if self.config.shape.primary(view) != order.certificate.signed.host {
             return Err(PeerFault::NotPrimary { from });
         }
-        if self.log.live_view() != Some(view) || self.log.is_primary() {
+        if self.log.live_view() != Some(view) {
+            self.note_higher_view(from, view, out);
+            return Ok(());
+        }
+        if self.log.is_primary() {
             return Ok(());
         }
         if slot <= self.backup.tip {
@@ -136,6 +153,7 @@ impl Replica {
             data.add_signature(authenticator.clone());
         }
         data.is_persisted = true;
+        self.note_sign_of_life();
         self.slots.insert(slot, data);
         self.backup.tip = slot;
         let entry = Entry::Accept {
@@ -166,7 +184,7 @@ impl Replica {
     fn foresee_acceptance(&mut self, view: View, slot: Slot, history: Digest, out: &mut Effects) {
         let shape = self.config.shape;
         let is_last = self.log.equal_accepts(slot, history) + 1 == usize::from(shape.twins());
-        if shape.unanimous() && is_last && !self.log.has_left(self.config.twin(), view) {
+        if shape.unanimous() && is_last && self.views.left() <= view {
             self.backup.foreseen = self.backup.foreseen.max(slot);
             self.handle_accepted(view, slot, history, out);
         }
@@ -206,7 +224,7 @@ impl Replica {
     }
 
     /// Somebody spoke of this slot: when it does not come, it is fetched.
-    fn hear_of(&mut self, slot: Slot) {
+    pub(super) fn hear_of(&mut self, slot: Slot) {
         self.backup.heard = self.backup.heard.max(slot.min(self.high_mark()));
         if self.backup.heard > self.backup.tip && self.backup.behind_since_us.is_none() {
             self.backup.behind_since_us = Some(self.now.mono_us);
@@ -230,6 +248,7 @@ impl Replica {
         let due = self
             .backup_deadline()
             .is_some_and(|deadline| deadline <= self.now.mono_us);
+        // What the view began with is fetched by its chain, not by ORDERs of this view.
         let Some(view) = self.log.live_view().filter(|_| due) else {
             return;
         };
@@ -257,7 +276,7 @@ impl Replica {
     }
 
     pub(super) fn backup_deadline(&self) -> Option<u64> {
-        if self.log.is_primary() {
+        if self.log.live_view().is_none() || self.log.is_primary() || self.views.is_adopting() {
             return None;
         }
         Some(self.backup.behind_since_us? + self.config.tuning.fetch_after_us)

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use twinbft_types::{Authenticator, Certificate, HostId, Incarnation, Signed, Statement};
+use twinbft_types::{Authenticator, Certificate, HostId, Incarnation, Signed, Statement, TwinId};
 
 /// Statements that are kept; the oldest gives way. Only certificates still under way suffer.
 const STATEMENTS_MAX: usize = 2048;
@@ -22,6 +22,9 @@ pub struct SignatureBook {
     quorum: usize,
     pages: BTreeMap<Statement, Page>,
     order: VecDeque<Statement>,
+    /// Each sibling's latest signature on the ACK of a heartbeat that this twin has not received yet: the count is
+    /// the only part of a statement that is not in the log.
+    early: BTreeMap<TwinId, (Statement, Authenticator)>,
 }
 
 impl SignatureBook {
@@ -32,6 +35,7 @@ impl SignatureBook {
             quorum,
             pages: BTreeMap::new(),
             order: VecDeque::new(),
+            early: BTreeMap::new(),
         }
     }
 
@@ -46,7 +50,15 @@ impl SignatureBook {
             self.pages.remove(&oldest);
         }
         self.order.push_back(statement.clone());
-        self.pages.insert(statement.clone(), Page::default());
+        let mut page = Page::default();
+        self.early.retain(|_, (of, authenticator)| {
+            let matches = of == statement;
+            if matches {
+                page.authenticators.push(authenticator.clone());
+            }
+            !matches
+        });
+        self.pages.insert(statement.clone(), page);
         true
     }
 
@@ -57,6 +69,13 @@ impl SignatureBook {
         statement: &Statement,
         authenticator: Authenticator,
     ) -> Option<Certificate> {
+        if matches!(statement, Statement::Ack { beat: Some(_), .. })
+            && !self.pages.contains_key(statement)
+        {
+            self.early
+                .insert(authenticator.twin, (statement.clone(), authenticator));
+            return None;
+        }
         let page = self.pages.get_mut(statement)?;
         if page
             .authenticators

@@ -34,6 +34,11 @@ impl Commit {
         self.incarnations.get(&host).copied().unwrap_or_default()
     }
 
+    /// Whether this host has acknowledged anything in `view` or above it.
+    pub fn is_in(&self, host: HostId, view: View) -> bool {
+        self.acks.get(&host).is_some_and(|(v, _)| *v >= view)
+    }
+
     /// The highest slot that this host has acknowledged in `view`.
     fn acknowledged(&self, host: HostId, view: View) -> Slot {
         self.acks
@@ -100,25 +105,34 @@ impl Replica {
         }
         // A certificate that fails here may be spoilt for this twin alone: nobody's fault that can be told.
         if let Ok(signed) = self.verify(from, certificate) {
-            let _not_for_relays = self.handle_statement(from, &signed, out);
+            let _not_for_relays = self.handle_statement(from, &signed, certificate, out);
         }
     }
 
     /// An ACK certificate of another host that has just been verified.
-    pub(super) fn handle_ack_certificate(&mut self, certificate: &Certificate, out: &mut Effects) {
+    pub(super) fn handle_ack_certificate(
+        &mut self,
+        from: ReplicaId,
+        certificate: &Certificate,
+        out: &mut Effects,
+    ) {
         let Statement::Ack {
             view,
             slot,
             history,
-            beat: _,
+            beat,
         } = certificate.signed.statement
         else {
             return;
         };
+        self.note_higher_view(from, view, out);
         let before = self.commit.committed;
         self.handle_ack(certificate.signed.host, view, slot, history);
+        if let Some(count) = beat {
+            self.note_beat_ack(certificate.signed.host, view, count);
+        }
         self.poll_commit();
-        if self.commit.committed > before {
+        if self.commit.committed > before && from.host != self.config.host() {
             self.relay_ack(certificate.clone(), out);
         }
     }
@@ -141,18 +155,18 @@ impl Replica {
     }
 
     pub(super) fn handle_ack(&mut self, host: HostId, view: View, slot: Slot, history: Digest) {
-        if self.log.live_view() != Some(view) {
+        let current = self.log.current_view();
+        if view < current {
             return;
         }
-        // Cumulative: the chain below has equal history, so one comparison is enough.
-        let known = self.history_of(slot);
+        // Cumulative: the chain below has equal history, so one comparison is enough. Of a view that this host has not
+        // installed yet nothing is known to compare with.
+        let known = self.history_of(slot).filter(|_| view == current);
         if known.is_some_and(|known| known != history) {
             return;
         }
         let best = self.commit.acks.entry(host).or_insert((view, Slot(0)));
-        if best.0 != view || best.1 < slot {
-            *best = (view, slot);
-        }
+        *best = (view, slot).max(*best);
     }
 
     /// 4.6: slot `n` is committed when `Q` hosts have accepted it in one view.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use twinbft_types::wire::PeerMessage;
-use twinbft_types::{Certificate, Entry, Position, ReplicaId, Statement, TwinId, from_canonical};
+use twinbft_types::{
+    Certificate, Entry, Position, ReplicaId, RequestRef, Statement, TwinId, from_canonical,
+};
 
 use super::Replica;
 use crate::evidence::{Event, EventKind};
@@ -110,10 +112,19 @@ impl Replica {
                 slot,
                 history,
             } => self.handle_accepted(view, slot, history, out),
-            Decision::Fenced { view: _ } => self.leader_voided(self.log.accepted().0.next()),
+            Decision::Fenced { view: _ } => self.handle_fenced(out),
+            Decision::Wished { wish } => self.handle_wished(wish.view, wish.position, out),
+            Decision::Installed { installed } => self.handle_installed(&installed, out),
+            Decision::Beat {
+                view,
+                count,
+                slot,
+                history,
+            } => self.handle_beat((view, count), (slot, history), out),
+            // Looked at when this twin can judge it.
+            Decision::NvProposed { position: _ } => {}
             Decision::Had { request } => self.leader_had(&request),
-            // 6: FORWARD comes with view change.
-            Decision::Retransmitted { request: _ } => {}
+            Decision::Retransmitted { request } => self.handle_retransmitted(request, out),
             Decision::Certified {
                 slot,
                 history,
@@ -148,6 +159,7 @@ impl Replica {
                 self.handle_sign(statement, authenticator, out);
             }
             Entry::Accept { view, slot, .. } => self.note_sibling_accept(*view, *slot),
+            Entry::Leave { certificates, .. } => self.handle_leave(sender, certificates, out),
             Entry::Relay { certificate } => self.handle_relay(sender, certificate, out),
             Entry::RelayOrder { order } => self.handle_relayed_order(sender, order, out),
             Entry::ResultAgain {
@@ -208,7 +220,31 @@ impl Replica {
                 self.send_to_counterparts(self.config.shape.all_hosts(), &message, out);
             }
             Statement::SlotResult { slot, .. } => self.send_slot_result(*slot, certificate, out),
-            _ => {}
+            Statement::Heartbeat { .. }
+            | Statement::Wish { .. }
+            | Statement::ViewChange { .. }
+            | Statement::NewView { .. } => {
+                let message = Arc::new(PeerMessage::Certificate(certificate));
+                self.send_to_counterparts(self.config.shape.all_hosts(), &message, out);
+            }
+            Statement::Forward {
+                client,
+                seq,
+                digest,
+            } => {
+                let request = RequestRef {
+                    client: *client,
+                    seq: *seq,
+                    digest: *digest,
+                };
+                self.send_forward(certificate, request, out);
+            }
+            // ORDERs are sent with their batches, REPLYs to clients, and the rest belongs to recovery (8).
+            Statement::Order { .. }
+            | Statement::Reply { .. }
+            | Statement::Committed { .. }
+            | Statement::Recovery { .. }
+            | Statement::RecoveryAnswer { .. } => {}
         }
     }
 

@@ -37,6 +37,11 @@ impl Execution {
     pub const fn executed(&self) -> Slot {
         self.executed
     }
+
+    /// The last slot that was handed to the service.
+    pub const fn begun(&self) -> Slot {
+        self.begun
+    }
 }
 
 impl Replica {
@@ -71,6 +76,7 @@ impl Replica {
         for (reference, _) in &plan {
             self.voting.forget(reference.client, reference.seq);
             self.pool.remove(reference.client, reference.seq);
+            self.forwards.remove(reference.client, reference.seq);
             self.leader_executed(reference.client);
         }
         self.execution.begun = slot;

@@ -257,8 +257,18 @@ impl Replica {
         }
     }
 
+    /// The view is installed: whatever waits here waits for this leader.
+    pub(super) fn leader_enters(&mut self) {
+        if self.is_leader() {
+            for (client, seq) in self.pool.all() {
+                self.leader.enqueue(client, seq);
+            }
+        }
+    }
+
     /// A slot is decided: a WITHDRAW of it came too late.
     pub(super) fn leader_ordered(&mut self, slot: Slot) {
+        self.heartbeats.note_busy(self.now.mono_us);
         if self.leader.withdrawing.is_some_and(|(s, _)| s <= slot) {
             self.leader.withdrawing = None;
         }

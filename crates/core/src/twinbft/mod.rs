@@ -2,15 +2,19 @@
 //!
 //! Data flows one way: a request comes in ([`request`]), the leader orders it ([`leader`]), followers vote
 //! ([`voting`]), the decided slot is signed and sent ([`order`]), backups accept it ([`backup`]), hosts commit
-//! ([`commit`]), the service executes ([`execute`]), the cross-checked result goes out ([`reply`]).
+//! ([`commit`]), the service executes ([`execute`]), the cross-checked result goes out ([`reply`]). When the primary
+//! does not do its part ([`suspicion`]), the view changes ([`views`]).
 
 mod backup;
 mod book;
+mod chain;
 mod checkpoint;
 mod commit;
 mod divergence;
 mod entry;
 mod execute;
+mod forward;
+mod heartbeat;
 mod leader;
 mod order;
 mod own;
@@ -20,32 +24,42 @@ mod reply;
 mod request;
 mod slots;
 mod status;
+mod suspicion;
+mod views;
 mod voting;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use twinbft_types::wire::PeerMessage;
-use twinbft_types::{Digest, HostId, ReplicaId, Signed, Slot, Statement, TwinId};
+use twinbft_types::{
+    Certificate, Digest, HostId, ReplicaId, Signed, Slot, Statement, TwinId, View,
+};
 
 use crate::config::CoreConfig;
 use crate::fault::PeerFault;
 use crate::hostlog::{Decision, HostLog};
 use crate::io::{Effect, Effects, Input, Tick};
+use crate::record::Record;
 use crate::session::{SessionBounds, SessionTable};
 
 use backup::Backup;
 use book::SignatureBook;
+use chain::Chain;
 use checkpoint::Checkpoints;
 use commit::Commit;
 use divergence::Divergences;
 use execute::Execution;
+use forward::Forwards;
+use heartbeat::Heartbeats;
 use leader::Leader;
 use pool::Pool;
 use reads::Reads;
 use reply::Replies;
 use slots::SlotLog;
 pub use status::{Role, Status};
+use suspicion::Suspicion;
+use views::Views;
 use voting::Voting;
 
 /// One twin of one host, without IO: see [`crate::io`] for its doors.
@@ -70,6 +84,11 @@ pub struct Replica {
     checkpoints: Checkpoints,
     divergences: Divergences,
     reads: Reads,
+    views: Views,
+    suspicion: Suspicion,
+    forwards: Forwards,
+    heartbeats: Heartbeats,
+    chain: Chain,
     /// This twin's posts that it has not read back yet.
     own: own::Own,
     /// Counts the questions to other hosts, to ask other twins each time.
@@ -107,6 +126,11 @@ impl Replica {
             checkpoints: Checkpoints::default(),
             divergences: Divergences::default(),
             reads: Reads::default(),
+            views: Views::default(),
+            suspicion: Suspicion::default(),
+            forwards: Forwards::default(),
+            heartbeats: Heartbeats::default(),
+            chain: Chain::default(),
             own: own::Own::default(),
             asked: 0,
             decisions: Vec::new(),
@@ -170,11 +194,14 @@ impl Replica {
     /// Does everything that has become possible.
     fn advance(&mut self, out: &mut Effects) {
         self.poll_completed(out);
+        self.poll_views(out);
         self.poll_votes(out);
         self.poll_proposal(out);
         self.poll_commit();
+        self.poll_heartbeat(out);
         self.poll_execution(out);
         self.poll_reads(out);
+        self.poll_suspicion(out);
     }
 
     fn handle_timer(&mut self, out: &mut Effects) {
@@ -184,6 +211,9 @@ impl Replica {
         self.leader_timer(out);
         self.commit_timer(out);
         self.checkpoint_timer(out);
+        self.beat_timer(out);
+        self.chain_timer(out);
+        self.views_timer(out);
     }
 
     /// When the next [`Input::Timer`] is due, in [`Tick::mono_us`]; it may be in the past.
@@ -196,6 +226,10 @@ impl Replica {
             self.leader_deadline(),
             self.commit_deadline(),
             self.checkpoint_deadline(),
+            self.beat_deadline(),
+            self.chain_deadline(),
+            self.views_deadline(),
+            self.suspicion_deadline(),
         ]
         .into_iter()
         .flatten()
@@ -218,23 +252,25 @@ impl Replica {
                 self.handle_fetch_slot_result(from, slot, history, out);
                 Ok(())
             }
+            PeerMessage::FetchNewView { view } => {
+                self.handle_fetch_new_view(from, view, out);
+                Ok(())
+            }
+            PeerMessage::FetchChain { slot, history } => {
+                self.handle_fetch_chain(from, slot, history, out);
+                Ok(())
+            }
+            PeerMessage::Chain(chain) => self.handle_chain(from, chain),
+            PeerMessage::Forward(forward) => self.handle_forward(from, forward, out),
             PeerMessage::Certificate(certificate) => {
                 let signed = self.verify(from, &certificate)?;
-                if matches!(signed.statement, Statement::Ack { .. }) {
-                    self.handle_ack_certificate(&certificate, out);
-                    return Ok(());
-                }
-                self.handle_statement(from, &signed, out)
+                self.handle_statement(from, &signed, &certificate, out)
             }
         }
     }
 
     /// Accepts a certificate of another host when `q` of its twins' MACs verify here (protocol.md 3).
-    fn verify(
-        &self,
-        from: ReplicaId,
-        certificate: &twinbft_types::Certificate,
-    ) -> Result<Signed, PeerFault> {
+    fn verify(&self, from: ReplicaId, certificate: &Certificate) -> Result<Signed, PeerFault> {
         let signed = &certificate.signed;
         if signed.host == self.config.host() || signed.host.0 >= self.config.shape.hosts() {
             return Err(PeerFault::WrongHost {
@@ -261,17 +297,13 @@ impl Replica {
         &mut self,
         from: ReplicaId,
         signed: &Signed,
+        certificate: &Certificate,
         out: &mut Effects,
     ) -> Result<(), PeerFault> {
         let host = signed.host;
         match signed.statement {
-            Statement::Ack {
-                view,
-                slot,
-                history,
-                beat: _,
-            } => {
-                self.handle_ack(host, view, slot, history);
+            Statement::Ack { .. } => {
+                self.handle_ack_certificate(from, certificate, out);
                 Ok(())
             }
             Statement::Checkpoint { slot, digest } => {
@@ -286,17 +318,54 @@ impl Replica {
                 self.handle_slot_result(host, slot, history, results, out);
                 Ok(())
             }
+            Statement::Heartbeat {
+                view,
+                count,
+                slot,
+                history,
+            } => {
+                self.check_primary(from, host, view)?;
+                self.handle_heartbeat(from, (view, count), (slot, history), out);
+                Ok(())
+            }
+            Statement::NewView { view, .. } => {
+                self.check_primary(from, host, view)?;
+                self.note_view_statement(signed, certificate);
+                if self.log.live_view() == Some(view) && from.host != self.config.host() {
+                    // It is sent until the ACK comes: that one was lost.
+                    self.repeat_ack(from, out);
+                }
+                Ok(())
+            }
+            Statement::ViewChange {
+                ref incarnations, ..
+            } => {
+                if incarnations.len() != usize::from(self.config.shape.hosts()) {
+                    return Err(unexpected(from, "VIEW-CHANGE of a cluster of another size"));
+                }
+                self.note_view_statement(signed, certificate);
+                Ok(())
+            }
+            Statement::Wish { .. } => {
+                self.note_view_statement(signed, certificate);
+                Ok(())
+            }
             Statement::Order { .. } => Err(unexpected(from, "ORDER without its batch")),
+            Statement::Forward { .. } => Err(unexpected(from, "FORWARD without its request")),
             Statement::Reply { .. } => Err(unexpected(from, "REPLY")),
-            // Their rules come with view change and recovery (6, 8).
-            Statement::Forward { .. } => Err(unexpected(from, "FORWARD")),
-            Statement::Heartbeat { .. } => Err(unexpected(from, "HEARTBEAT")),
-            Statement::Wish { .. } => Err(unexpected(from, "WISH")),
-            Statement::ViewChange { .. } => Err(unexpected(from, "VIEW-CHANGE")),
-            Statement::NewView { .. } => Err(unexpected(from, "NEW-VIEW")),
+            // Their rules come with recovery (8).
             Statement::Committed { .. } => Err(unexpected(from, "COMMITTED")),
             Statement::Recovery { .. } => Err(unexpected(from, "RECOVERY")),
             Statement::RecoveryAnswer { .. } => Err(unexpected(from, "RECOVERY answer")),
+        }
+    }
+
+    /// Whether `host`, whose certificate `from` sent, is primary of `view`.
+    fn check_primary(&self, from: ReplicaId, host: HostId, view: View) -> Result<(), PeerFault> {
+        if self.config.shape.primary(view) == host {
+            Ok(())
+        } else {
+            Err(PeerFault::NotPrimary { from })
         }
     }
 
@@ -315,6 +384,10 @@ impl Replica {
             statement: statement.clone(),
             authenticator,
         };
+        // 3, durability rule: a SIGN of NEW-VIEW, with the slots that it rests on.
+        if matches!(statement, Statement::NewView { .. }) {
+            out.push(Effect::Persist(Record::Promise(entry.clone())));
+        }
         out.push(Effect::Post { entry, lazy });
         if let Some(certificate) = certificate {
             self.send_certificate(statement, certificate, out);
@@ -385,6 +458,8 @@ impl Replica {
             ("replies", self.replies.len()),
             ("reads", self.reads.len()),
             ("queue", self.leader.len()),
+            ("forwards", self.forwards.len()),
+            ("chain", self.chain.len()),
         ])
     }
 }

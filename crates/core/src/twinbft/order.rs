@@ -24,6 +24,7 @@ impl Replica {
         out: &mut Effects,
     ) {
         self.leader_ordered(slot);
+        self.note_sign_of_life();
         let private = self
             .voting
             .take(slot)

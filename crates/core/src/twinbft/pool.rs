@@ -41,8 +41,12 @@ impl Pool {
     /// Takes in a request whose MAC is right.
     pub fn insert(&mut self, digest: Digest, request: SignedRequest) -> Inserted {
         let key = (request.request.client, request.request.seq);
-        if let Some(pooled) = self.requests.get(&key) {
+        if let Some(pooled) = self.requests.get_mut(&key) {
             return if pooled.digest == digest {
+                // A FORWARD brought it without MACs: siblings can check this copy.
+                if pooled.request.macs.is_empty() && !request.macs.is_empty() {
+                    pooled.request = request;
+                }
                 Inserted::Known
             } else {
                 Inserted::Conflict
@@ -53,6 +57,22 @@ impl Pool {
         }
         self.requests.insert(key, Pooled { digest, request });
         Inserted::New
+    }
+
+    /// Takes in a request that a FORWARD vouches for (6): in place of another one with its number, which its client may
+    /// have made good for this twin alone.
+    pub fn vouched(&mut self, digest: Digest, request: SignedRequest) {
+        let key = (request.request.client, request.request.seq);
+        let known = self.requests.get(&key).map(|pooled| pooled.digest);
+        if known == Some(digest) || (known.is_none() && self.requests.len() >= self.count_max) {
+            return;
+        }
+        self.requests.insert(key, Pooled { digest, request });
+    }
+
+    /// All that wait, by client and number.
+    pub fn all(&self) -> impl Iterator<Item = (ClientId, Seq)> + '_ {
+        self.requests.keys().copied()
     }
 
     /// The request that a batch names.

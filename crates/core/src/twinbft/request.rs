@@ -52,8 +52,9 @@ impl Replica {
             }
             Standing::Early | Standing::Open => {}
         }
-        if !self.log.is_primary() {
-            // 6: what a backup does with a retransmission comes with view change.
+        let is_primary = self.log.is_primary();
+        // A first copy that reaches a backup only tells it of the client's stream.
+        if !is_primary && !retransmission {
             return Ok(());
         }
         let reference = twinbft_types::RequestRef {
@@ -62,9 +63,9 @@ impl Replica {
             digest,
         };
         let full_request = request.request.clone();
-        match self.pool.insert(digest, request) {
-            Inserted::New => {}
-            Inserted::Known => return Ok(()),
+        let inserted = self.pool.insert(digest, request);
+        match inserted {
+            Inserted::New | Inserted::Known => {}
             Inserted::Conflict => {
                 return Err(PeerFault::ConflictingRequest { key: client.key });
             }
@@ -72,6 +73,13 @@ impl Replica {
                 refuse(out, Refusal::Busy);
                 return Err(PeerFault::Busy);
             }
+        }
+        // 6: a twin of any host that has not executed it says so.
+        if retransmission && self.sessions.standing(client, seq) == Standing::Open {
+            self.note_retransmission(reference, out);
+        }
+        if inserted == Inserted::Known || !is_primary {
+            return Ok(());
         }
         self.fill_body(digest, &full_request);
         // 4.3: after a NACK, HAVEs of q twins stand for this client's MACs.

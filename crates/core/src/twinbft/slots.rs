@@ -178,6 +178,15 @@ impl SlotLog {
             .map(|(slot, data)| (*slot, data))
     }
 
+    pub fn iter_from(&self, slot: Slot) -> impl Iterator<Item = (Slot, &SlotData)> {
+        self.slots.range(slot..).map(|(slot, data)| (*slot, data))
+    }
+
+    /// Drops `slot` and everything above it: another log takes its place (6).
+    pub fn drop_from(&mut self, slot: Slot) {
+        self.slots.split_off(&slot);
+    }
+
     /// The body of a request in any slot, the latest first.
     pub fn find_body(&self, digest: Digest) -> Option<&Request> {
         self.slots.values().rev().find_map(|data| {

@@ -34,7 +34,8 @@ pub struct Status {
     pub replica: ReplicaId,
     /// What it does in its view.
     pub role: Role,
-    /// `running`, `leaving-view` (fenced, no new view yet) or `behind` (needs a state transfer).
+    /// `running`, `suspecting` (it wishes for another view), `changing-view` (the old one is left, the new one has not
+    /// begun), `catching-up` (it fetches the log with which the view began) or `behind` (needs a state transfer).
     pub state: &'static str,
     /// The largest installed or fenced-to view.
     pub view: View,
@@ -50,6 +51,8 @@ pub struct Status {
     pub cross_checked: u64,
     /// Times that twins of its host disagreed.
     pub diverged: u64,
+    /// Views that its host has installed since the process began.
+    pub view_changes: u64,
     /// Requests that wait for a slot here.
     pub pending: usize,
 }
@@ -69,9 +72,13 @@ impl Replica {
             Role::Backup
         };
         let state = if self.log.live_view().is_none() {
-            "leaving-view"
+            "changing-view"
         } else if self.behind().is_some() {
             "behind"
+        } else if self.views.is_adopting() {
+            "catching-up"
+        } else if self.suspicion.wished() > view {
+            "suspecting"
         } else {
             "running"
         };
@@ -86,6 +93,7 @@ impl Replica {
             stable: self.stable,
             cross_checked: self.replies.cross_checked(),
             diverged: self.divergences.total(),
+            view_changes: self.views.changes(),
             pending: self.pool.len(),
         }
     }

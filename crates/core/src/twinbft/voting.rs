@@ -100,6 +100,16 @@ impl Voting {
         requests.into_iter().map(|(_, request)| request).collect()
     }
 
+    /// Another log begins: these requests are in it and not executed. `last` is its end.
+    pub fn set_in_log(
+        &mut self,
+        requests: impl IntoIterator<Item = ((ClientId, Seq), Slot)>,
+        last: Slot,
+    ) {
+        self.in_log = requests.into_iter().collect();
+        self.incomplete.retain(|slot, _| *slot <= last);
+    }
+
     /// The private side of a candidate that is now decided.
     pub fn take(&mut self, slot: Slot) -> Option<Private> {
         self.candidates.remove(&slot)
@@ -251,8 +261,9 @@ impl Replica {
         let private = self.voting.candidates.get_mut(&slot).expect("judged");
         private.voted = Some(Vote::Endorse);
         let bodies: Vec<Request> = private.bodies.iter().flatten().cloned().collect();
-        // 3: with two twins a follower's ENDORSE carries its signature.
-        let signature = self.config.shape.unanimous().then(|| {
+        // 3: with two twins a follower's ENDORSE carries its signature, unless it has posted its own LEAVE.
+        let signs = self.config.shape.unanimous() && self.views.left() <= view;
+        let signature = signs.then(|| {
             let statement = Statement::Order {
                 view,
                 slot,

@@ -4,7 +4,7 @@ use crossbeam_queue::ArrayQueue;
 use tokio::sync::oneshot;
 use twinbft_core::Input;
 use twinbft_postbox::Waker;
-use twinbft_types::{Mac, Query, ReplicaId, SignedRequest, wire::PeerMessage};
+use twinbft_types::{Mac, Query, ReplicaId, Request, SignedRequest, wire::PeerMessage};
 
 use crate::queues::Lane;
 use crate::status::CoreReport;
@@ -116,18 +116,18 @@ impl Inbox {
 #[must_use]
 pub fn peer_message_bytes(message: &PeerMessage) -> usize {
     const FIXED: usize = 512;
+    let of = |bodies: &[Request]| -> usize { bodies.iter().map(|b| 64 + b.operation.len()).sum() };
     match message {
-        PeerMessage::Order(order) => {
-            FIXED
-                + order
-                    .bodies
-                    .iter()
-                    .map(|body| 64 + body.operation.len())
-                    .sum::<usize>()
+        PeerMessage::Order(order) => FIXED + of(&order.bodies),
+        PeerMessage::Chain(slots) => {
+            FIXED + slots.iter().map(|s| 128 + of(&s.bodies)).sum::<usize>()
         }
+        PeerMessage::Forward(forward) => FIXED + forward.request.operation.len(),
         PeerMessage::Certificate(_)
         | PeerMessage::FetchSlots { .. }
-        | PeerMessage::FetchSlotResult { .. } => FIXED,
+        | PeerMessage::FetchSlotResult { .. }
+        | PeerMessage::FetchNewView { .. }
+        | PeerMessage::FetchChain { .. } => FIXED,
     }
 }
 

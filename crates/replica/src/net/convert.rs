@@ -188,7 +188,7 @@ pub fn put_messages(messages: &[Bytes], buffer: &mut impl BufMut) {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use twinbft_types::wire::OrderMessage;
+    use twinbft_types::wire::{ChainSlot, ForwardMessage, OrderMessage};
     use twinbft_types::{
         Authenticator, Certificate, ClientId, Digest, HostId, Incarnation, Mac, Request, Seq,
         Signed, Slot, Statement, TwinId, View,
@@ -214,6 +214,14 @@ mod tests {
         }
     }
 
+    fn request(operation: Vec<u8>) -> Request {
+        Request {
+            client: ClientId { key: 1, session: 2 },
+            seq: Seq(3),
+            operation: operation.into(),
+        }
+    }
+
     fn messages() -> impl Strategy<Value = PeerMessage> {
         let operation = proptest::collection::vec(any::<u8>(), 0..300);
         prop_oneof![
@@ -226,14 +234,7 @@ mod tests {
                     OrderMessage {
                         certificate: certificate(slot, macs),
                         timestamp_us: slot,
-                        bodies: operations
-                            .into_iter()
-                            .map(|operation| Request {
-                                client: ClientId { key: 1, session: 2 },
-                                seq: Seq(3),
-                                operation: operation.into(),
-                            })
-                            .collect(),
+                        bodies: operations.into_iter().map(request).collect(),
                     }
                 )),
             (any::<u64>(), 0usize..5)
@@ -245,6 +246,30 @@ mod tests {
             any::<(u64, [u8; 32])>().prop_map(|(slot, history)| PeerMessage::FetchSlotResult {
                 slot: Slot(slot),
                 history: Digest(history),
+            }),
+            any::<u64>().prop_map(|view| PeerMessage::FetchNewView { view: View(view) }),
+            any::<(u64, [u8; 32])>().prop_map(|(slot, history)| PeerMessage::FetchChain {
+                slot: Slot(slot),
+                history: Digest(history),
+            }),
+            (
+                any::<(u64, [u8; 32])>(),
+                proptest::collection::vec(any::<Vec<u8>>(), 0..3)
+            )
+                .prop_map(|((slot, previous), operations)| {
+                    let bodies = operations.into_iter().map(request).collect();
+                    PeerMessage::Chain(vec![ChainSlot {
+                        slot: Slot(slot),
+                        previous: Digest(previous),
+                        timestamp_us: slot,
+                        bodies,
+                    }])
+                }),
+            (any::<u64>(), any::<Vec<u8>>()).prop_map(|(slot, operation)| {
+                PeerMessage::Forward(ForwardMessage {
+                    certificate: certificate(slot, 2),
+                    request: request(operation),
+                })
             }),
         ]
     }

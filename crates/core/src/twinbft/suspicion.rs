@@ -1,0 +1,126 @@
+//! When a twin suspects the primary, and when it takes that back (protocol.md 6, "Suspicion").
+
+use twinbft_types::{Entry, Slot, View};
+
+use super::Replica;
+use crate::io::Effects;
+
+/// A time-out is doubled so often at most.
+const DOUBLINGS_MAX: u32 = 6;
+
+/// What a twin's suspicion rests on.
+#[derive(Debug, Default)]
+pub struct Suspicion {
+    /// The last sign of life of the current view: an ORDER, a HEARTBEAT, its fence or its install.
+    sign_us: u64,
+    /// The primary host: what `Q − 1` others have acknowledged, and since when they have not acknowledged more.
+    unacknowledged: Option<(Slot, u64)>,
+    /// Views that have failed in a row.
+    failures: u32,
+    /// Since when the view is as it should be.
+    good_since_us: u64,
+    /// The view that this twin wishes for, as it has posted it last.
+    wished: View,
+}
+
+impl Suspicion {
+    /// The view that this twin wishes for.
+    pub const fn wished(&self) -> View {
+        self.wished
+    }
+}
+
+impl Replica {
+    /// 6: time-outs double for each view that fails and relax after progress.
+    fn patience_us(&self) -> u64 {
+        let doublings = self.suspicion.failures.min(DOUBLINGS_MAX);
+        self.config.tuning.suspect_after_us << doublings
+    }
+
+    /// A new ORDER or a new count of a HEARTBEAT: only these reset the timer.
+    pub(super) const fn note_sign_of_life(&mut self) {
+        self.suspicion.sign_us = self.now.mono_us;
+    }
+
+    /// The views below are left: the next one has its own time to begin.
+    pub(super) fn suspect_anew(&mut self, failed: bool) {
+        let now_us = self.now.mono_us;
+        self.suspicion.sign_us = now_us;
+        self.suspicion.good_since_us = now_us;
+        self.suspicion.unacknowledged = None;
+        self.suspicion.failures += u32::from(failed);
+        self.forwards.restart(now_us);
+    }
+
+    /// 6: a primary suspects itself when `Q − 1` others have not ACKed an ORDER or HEARTBEAT in time.
+    fn watch_acknowledgements(&mut self) {
+        let committed = self.commit.committed();
+        if !self.log.is_primary() || committed >= self.log.accepted().0 {
+            self.suspicion.unacknowledged = None;
+            return;
+        }
+        let known = self.suspicion.unacknowledged.map(|(slot, _)| slot);
+        if known != Some(committed) {
+            self.suspicion.unacknowledged = Some((committed, self.now.mono_us));
+        }
+    }
+
+    /// Since when something that should have happened has not.
+    fn waiting_since(&self) -> Option<u64> {
+        let alone = self.config.shape.hosts() == 1;
+        let entering = self.log.entering().is_some();
+        // One host with nothing to do has nobody to show that it is alive.
+        let silence = (!alone || entering).then_some(self.suspicion.sign_us);
+        [
+            silence,
+            self.forwards.oldest_us(),
+            self.suspicion.unacknowledged.map(|(_, since)| since),
+            self.heartbeats.waiting_since(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Posts SUSPECT when the view's time is over, and takes it back when the reason is gone.
+    pub(super) fn poll_suspicion(&mut self, out: &mut Effects) {
+        self.watch_acknowledgements();
+        let current = self.log.current_view();
+        let now_us = self.now.mono_us;
+        let patience = self.patience_us();
+        let is_over = |since: u64| since + patience <= now_us;
+        if self.waiting_since().is_some_and(is_over) {
+            self.drop_stale_forwards();
+        }
+        if self.waiting_since().is_some_and(is_over) {
+            self.suspicion.good_since_us = now_us;
+            self.wish(current.next(), out);
+            return;
+        }
+        if self.suspicion.wished > current {
+            self.wish(current, out);
+        }
+        let relaxing = self.suspicion.failures > 0 && self.log.entering().is_none();
+        if relaxing && self.suspicion.good_since_us + patience <= now_us {
+            self.suspicion.failures -= 1;
+            self.suspicion.good_since_us = now_us;
+        }
+    }
+
+    fn wish(&mut self, view: View, out: &mut Effects) {
+        if self.suspicion.wished != view {
+            self.suspicion.wished = view;
+            out.post(Entry::Suspect { view });
+        }
+    }
+
+    pub(super) fn suspicion_deadline(&self) -> Option<u64> {
+        let patience = self.patience_us();
+        let waits = self.waiting_since().map(|since| since + patience);
+        // What is over already has been said; the next news wakes this twin up.
+        let next = waits.filter(|at| *at > self.now.mono_us);
+        let relaxes = (self.suspicion.failures > 0 && self.log.entering().is_none())
+            .then_some(self.suspicion.good_since_us + patience);
+        [next, relaxes].into_iter().flatten().min()
+    }
+}
