@@ -96,6 +96,8 @@ pub struct World {
     logs: BTreeMap<HostId, MemoryLog>,
     /// When each twin's service is free again: it answers in order.
     service_free_us: BTreeMap<ReplicaId, u64>,
+    /// Trims that would drop what some twin has not read.
+    trims: BTreeMap<HostId, Vec<(ReplicaId, Position, Bytes)>>,
     clients: Vec<Client>,
     byzantine: BTreeSet<ReplicaId>,
     truth: Truth,
@@ -168,6 +170,7 @@ impl World {
             twins,
             logs,
             service_free_us: BTreeMap::new(),
+            trims: BTreeMap::new(),
             clients,
             byzantine,
             truth: Truth::default(),
@@ -409,7 +412,12 @@ impl World {
                 self.send_to_client(id, client, &ClientMessage::Answer(answer, result, mac));
             }
             Effect::Refuse { .. } | Effect::RefuseQuery { .. } => {}
-            Effect::Trim { position, state } => self.trim(id, position, &state),
+            Effect::Trim { position, state } => {
+                let waiting = self.trims.entry(id.host).or_default();
+                waiting.push((id, position, state));
+                waiting.sort_by_key(|t| t.1);
+                self.trim_when_read(id.host);
+            }
             Effect::Evidence(event) => {
                 if !self.byzantine.contains(&id) {
                     check_event(&event, &self.byzantine)?;
@@ -485,23 +493,25 @@ impl World {
             };
             self.twin(by).position += 1;
             self.step(by, input)?;
+            self.trim_when_read(by.host);
         }
     }
 
     fn trim(&mut self, id: ReplicaId, position: Position, state: &[u8]) {
         let log = self.logs.get_mut(&id.host).expect("every host has a log");
-        // A trim may drop what the slowest twin has not read: it is told to wait for it here.
-        let slowest = self
-            .twins
-            .values()
-            .filter(|t| t.id.host == id.host)
-            .map(|t| t.position)
-            .min()
-            .unwrap_or(0);
-        if slowest >= position.0 {
-            log.trim(id.twin.0, position.0, state);
-        }
+        log.trim(id.twin.0, position.0, state);
         self.post_waiting(id);
+    }
+
+    /// A trim may drop what the slowest twin has not read: here each waits for it, in order.
+    fn trim_when_read(&mut self, host: HostId) {
+        let of_host = self.twins.values().filter(|t| t.id.host == host);
+        let slowest = of_host.map(|t| t.position).min().unwrap_or(0);
+        let waiting = self.trims.entry(host).or_default();
+        let ready = waiting.iter().take_while(|t| t.1.0 <= slowest).count();
+        for (id, position, state) in waiting.drain(..ready).collect::<Vec<_>>() {
+            self.trim(id, position, &state);
+        }
     }
 
     fn is_faulty_now(&self) -> bool {

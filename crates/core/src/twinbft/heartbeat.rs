@@ -15,6 +15,8 @@ const BEATS_PER_SUSPICION: u64 = 4;
 pub struct Heartbeats {
     /// The leader: when it last ordered something or posted a BEAT.
     busy_us: u64,
+    /// The leader: the BEAT that it posted last, read back or not.
+    posted: (View, u64),
     /// The primary host: a HEARTBEAT that `Q − 1` others have not acknowledged, and since when it waits.
     waiting: Option<(u64, u64)>,
     /// The highest count that each host has acknowledged in a view.
@@ -60,8 +62,13 @@ impl Replica {
             .is_some_and(|at| at <= self.now.mono_us);
         if let Some(view) = self.log.live_view().filter(|_| due) {
             self.heartbeats.busy_us = self.now.mono_us;
-            let count = self.log.last_beat() + 1;
-            out.post(Entry::Beat { view, count });
+            let next = (view, self.log.last_beat() + 1);
+            // One that waits for room in the postbox says as much as many.
+            if self.heartbeats.posted < next {
+                self.heartbeats.posted = next;
+                let (view, count) = next;
+                out.post(Entry::Beat { view, count });
+            }
         }
     }
 

@@ -16,6 +16,11 @@ const EAGER_SLOTS: u64 = 2;
 /// How long a candidate with a NACK that names no request may still gather `q` votes, in microseconds.
 const NACK_GRACE_US: u64 = 20_000;
 
+/// So many voided attempts in a row cost nothing: each client can cause one.
+const VOIDS_FREE: u32 = 4;
+/// The pause after one more, doubled for each that follows, up to 128 times.
+const VOID_PAUSE_US: u64 = 1_000;
+
 /// What only the leader keeps.
 #[derive(Debug, Default)]
 pub struct Leader {
@@ -28,6 +33,9 @@ pub struct Leader {
     tip: Option<Tip>,
     /// A WITHDRAW of this candidate is under way: propose nothing until it is read back.
     withdrawing: Option<(Slot, Attempt)>,
+    /// Candidates that were voided since the last decision, and when to propose again after them.
+    voids: u32,
+    resume_at_us: u64,
     /// A candidate with a NACK that may still be decided, and when to stop waiting for that.
     doubted: Option<(Slot, u64)>,
 }
@@ -77,7 +85,11 @@ impl Replica {
     }
 
     fn may_propose(&self) -> bool {
-        if self.leader.queue.is_empty() || self.leader.withdrawing.is_some() || !self.is_leader() {
+        if self.leader.queue.is_empty()
+            || self.leader.withdrawing.is_some()
+            || self.leader.resume_at_us > self.now.mono_us
+            || !self.is_leader()
+        {
             return false;
         }
         let tuning = &self.config.tuning;
@@ -205,7 +217,20 @@ impl Replica {
     }
 
     pub(super) fn leader_deadline(&self) -> Option<u64> {
-        self.leader.doubted.map(|(_, at_us)| at_us)
+        let doubted = self.leader.doubted.map(|(_, at_us)| at_us);
+        let resumes = (self.leader.resume_at_us > self.now.mono_us && self.is_leader())
+            .then_some(self.leader.resume_at_us);
+        [doubted, resumes].into_iter().flatten().min()
+    }
+
+    /// A follower that NACKs everything must not keep the host busy with attempts: after a few, each waits twice as
+    /// long as the one before.
+    fn back_off(&mut self) {
+        self.leader.voids = self.leader.voids.saturating_add(1);
+        let doublings = self.leader.voids.saturating_sub(VOIDS_FREE).min(7);
+        if self.leader.voids > VOIDS_FREE {
+            self.leader.resume_at_us = self.now.mono_us + (VOID_PAUSE_US << doublings);
+        }
     }
 
     fn withdraw(&mut self, slot: Slot, out: &mut Effects) {
@@ -228,6 +253,9 @@ impl Replica {
 
     /// Candidates from `from` on are void: their requests go to the head of the queue.
     pub(super) fn leader_voided(&mut self, from: Slot) {
+        if self.is_leader() {
+            self.back_off();
+        }
         let requests = self.voting.take_void(from);
         self.leader.tip = None;
         self.leader.withdrawing = None;
@@ -260,6 +288,8 @@ impl Replica {
     /// The view is installed: whatever waits here waits for this leader.
     pub(super) fn leader_enters(&mut self) {
         if self.is_leader() {
+            self.leader.voids = 0;
+            self.leader.resume_at_us = 0;
             for (client, seq) in self.pool.all() {
                 self.leader.enqueue(client, seq);
             }
@@ -269,6 +299,8 @@ impl Replica {
     /// A slot is decided: a WITHDRAW of it came too late.
     pub(super) fn leader_ordered(&mut self, slot: Slot) {
         self.heartbeats.note_busy(self.now.mono_us);
+        self.leader.voids = 0;
+        self.leader.resume_at_us = 0;
         if self.leader.withdrawing.is_some_and(|(s, _)| s <= slot) {
             self.leader.withdrawing = None;
         }

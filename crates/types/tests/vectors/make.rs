@@ -10,7 +10,9 @@ use hkdf::Hkdf;
 use prost::Message as _;
 use serde_json::{Value, json};
 use sha2::Sha256;
-use twinbft_types::wire::{OrderMessage, Outcome, PeerMessage, Reply, pb};
+use twinbft_types::wire::{
+    ChainSlot, ForwardMessage, OrderMessage, Outcome, PeerMessage, Reply, pb,
+};
 use twinbft_types::wire::{answer_to_wire, query_to_wire};
 use twinbft_types::{
     Certificate, ClientId, Digest, Domain, Epoch, HostId, Incarnation, KeyContext, KeyRing, Nonce,
@@ -648,6 +650,21 @@ fn messages() -> Value {
         slot: Slot(1),
         history: history_1(),
     });
+    let fetch_new_view = pb::PeerMessage::from(&PeerMessage::FetchNewView { view: View(7) });
+    let fetch_chain = pb::PeerMessage::from(&PeerMessage::FetchChain {
+        slot: Slot(1),
+        history: history_1(),
+    });
+    let chain = pb::PeerMessage::from(&PeerMessage::Chain(vec![ChainSlot {
+        slot: Slot(1),
+        previous: Digest::ZERO,
+        timestamp_us: TIMESTAMP_US,
+        bodies: batch(),
+    }]));
+    let forward = pb::PeerMessage::from(&PeerMessage::Forward(ForwardMessage {
+        certificate: certificate(),
+        request: batch().remove(0),
+    }));
     let peer_frame = pb::PeerFrame {
         messages: vec![order.clone(), fetch.clone()],
     };
@@ -664,6 +681,10 @@ fn messages() -> Value {
         "PeerMessage, order": hex::encode(order.encode_to_vec()),
         "PeerMessage, fetch slots": hex::encode(fetch.encode_to_vec()),
         "PeerMessage, fetch slot result": hex::encode(fetch_result.encode_to_vec()),
+        "PeerMessage, fetch new view": hex::encode(fetch_new_view.encode_to_vec()),
+        "PeerMessage, fetch chain": hex::encode(fetch_chain.encode_to_vec()),
+        "PeerMessage, chain": hex::encode(chain.encode_to_vec()),
+        "PeerMessage, forward": hex::encode(forward.encode_to_vec()),
         "PeerFrame": hex::encode(peer_frame.encode_to_vec()),
         "kv.Operation, put": hex::encode(put_operation().encode_to_vec()),
         "kv.Operation, get": hex::encode(get_operation().encode_to_vec()),
