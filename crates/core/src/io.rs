@@ -57,6 +57,14 @@ pub enum Input {
         /// What it appended.
         bytes: Bytes,
     },
+    /// This twin has read too slowly: the log was trimmed beyond it. It goes on from the agreed STATE and nothing else
+    /// (protocol.md 2); entries come from its position on.
+    Lapped {
+        /// Where the log begins now.
+        position: Position,
+        /// What `q` twins of this host agreed on.
+        state: Bytes,
+    },
     /// The service has executed [`Effect::Execute`].
     Executed {
         /// The slot.

@@ -1,7 +1,7 @@
 //! What a twin must not forget: the records of its write-ahead log (protocol.md 3, durability rule).
 
 use borsh::{BorshDeserialize, BorshSerialize};
-use twinbft_types::{Certificate, Digest, Entry, Request, Slot};
+use twinbft_types::{Certificate, Digest, Entry, Epoch, Request, Slot};
 
 /// One record of a twin's write-ahead log.
 ///
@@ -30,5 +30,10 @@ pub enum Record {
         slot: Slot,
         /// Its digest.
         digest: Digest,
+    },
+    /// This twin has taken part in the postbox log of this epoch, so that what it promised there is in this log.
+    Joined {
+        /// The epoch.
+        epoch: Epoch,
     },
 }

@@ -1,5 +1,5 @@
 //! The mark that says that a replica has never promised anything: `twinbft init` writes it, and the first start takes
-//! it away. A replica without it is never at genesis (protocol.md 8): it has to recover, which this version cannot.
+//! it away. A replica without it is never at genesis (protocol.md 8): it goes on from its disk, or from the others.
 
 use std::fs::File;
 use std::io;
@@ -8,13 +8,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use twinbft_types::Slot;
 
-use crate::driver::Link;
-
 /// Why a replica does not begin. It has a state that must not be forgotten, so whoever restarts it changes nothing.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{what}: this replica has run before and has to recover from the others, which this version cannot do; make a new cluster with `twinbft init`"
-)]
+#[error("{what}")]
 pub struct NeedsRecovery {
     what: String,
 }
@@ -30,13 +26,13 @@ impl Genesis {
     /// Looks for the mark of cluster `cluster_id` in a replica's data directory.
     ///
     /// # Errors
-    /// [`NeedsRecovery`] when there is none; another error when it is another cluster's.
-    pub fn find(data: &Path, cluster_id: &str) -> anyhow::Result<Self> {
+    /// When it is another cluster's.
+    pub fn find(data: &Path, cluster_id: &str) -> anyhow::Result<Option<Self>> {
         let mark = data.join("genesis");
         let text = match std::fs::read_to_string(&mark) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(needs_recovery(format!("{} is missing", mark.display())));
+                return Ok(None);
             }
             Err(error) => return Err(error).with_context(|| format!("reading {}", mark.display())),
         };
@@ -47,50 +43,28 @@ impl Genesis {
                 text.trim()
             );
         }
-        Ok(Self {
+        Ok(Some(Self {
             data: data.to_owned(),
             mark,
-        })
+        }))
     }
 
-    /// Checks that the disk remembers nothing.
+    /// Checks that neither disk nor postbox remember anything of this twin: the mark would then be a lie.
     ///
     /// # Errors
-    /// [`NeedsRecovery`] when it does.
-    pub fn check_data(&self, records: usize, checkpoint: Option<Slot>) -> anyhow::Result<()> {
-        let shown = self.data.display();
-        if records > 0 {
-            return Err(needs_recovery(format!(
-                "{shown} holds {records} records of a write-ahead log"
-            )));
-        }
-        if let Some(slot) = checkpoint {
-            return Err(needs_recovery(format!(
-                "{shown} holds a checkpoint of slot {}",
-                slot.0
-            )));
-        }
-        Ok(())
-    }
-
-    /// Checks that the postbox remembers nothing of this twin, and everything of its siblings.
-    ///
-    /// # Errors
-    /// [`NeedsRecovery`] otherwise.
-    pub fn check_log(&self, link: &mut Link) -> anyhow::Result<()> {
-        let head = link.reader().head();
-        if head > 0 {
-            return Err(needs_recovery(format!(
-                "the postbox's log is trimmed up to position {head}"
-            )));
-        }
-        let own = link.appender().map_or(0, |appender| appender.next_number());
-        if own > 0 {
-            return Err(needs_recovery(format!(
-                "the postbox's log holds {own} entries of this twin"
-            )));
-        }
-        Ok(())
+    /// [`NeedsRecovery`] when one does.
+    pub fn check(&self, checkpoint: Option<Slot>, own_entries: u64) -> anyhow::Result<()> {
+        let what = match checkpoint {
+            Some(slot) => format!("a checkpoint of slot {} is on its disk", slot.0),
+            None if own_entries > 0 => {
+                format!("the postbox's log holds {own_entries} entries of it")
+            }
+            None => return Ok(()),
+        };
+        let mark = self.mark.display();
+        Err(needs_recovery(format!(
+            "{mark} says that this replica has never run, but {what}; remove {mark}, and it recovers from its disk and the others"
+        )))
     }
 
     /// Takes the mark away for good, before the first word.
@@ -106,7 +80,8 @@ impl Genesis {
     }
 }
 
-fn needs_recovery(what: String) -> anyhow::Error {
+/// The error that is told apart by its exit status.
+pub fn needs_recovery(what: String) -> anyhow::Error {
     NeedsRecovery { what }.into()
 }
 
@@ -115,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mark_serves_once() {
+    fn the_mark_serves_once_and_must_not_lie() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("genesis"), "twin-1\n").unwrap();
         let error = Genesis::find(dir.path(), "twin-2").unwrap_err();
@@ -123,25 +98,16 @@ mod tests {
             !error.is::<NeedsRecovery>() && error.to_string().contains("twin-1"),
             "{error}"
         );
-        let genesis = Genesis::find(dir.path(), "twin-1").unwrap();
-        genesis.check_data(0, None).unwrap();
-        assert!(
-            genesis
-                .check_data(1, None)
-                .unwrap_err()
-                .is::<NeedsRecovery>()
-        );
-        assert!(
-            genesis
-                .check_data(0, Some(Slot(4)))
-                .unwrap_err()
-                .is::<NeedsRecovery>()
-        );
+        let genesis = Genesis::find(dir.path(), "twin-1").unwrap().unwrap();
+        genesis.check(None, 0).unwrap();
+        for (checkpoint, own) in [(None, 1), (Some(Slot(4)), 0)] {
+            let error = genesis.check(checkpoint, own).unwrap_err();
+            assert!(
+                error.is::<NeedsRecovery>() && error.to_string().contains("remove"),
+                "{error}"
+            );
+        }
         genesis.take().unwrap();
-        assert!(
-            Genesis::find(dir.path(), "twin-1")
-                .unwrap_err()
-                .is::<NeedsRecovery>()
-        );
+        assert!(Genesis::find(dir.path(), "twin-1").unwrap().is_none());
     }
 }

@@ -19,5 +19,6 @@ pub mod progress;
 pub mod queues;
 pub mod service;
 pub mod setup;
+pub mod startup;
 pub mod status;
 pub mod storage;

@@ -11,16 +11,16 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use twinbft_config::{ClusterConfig, Layout};
-use twinbft_core::{CoreConfig, Replica};
+use twinbft_core::CoreConfig;
 use twinbft_postbox::{Waker, cluster_tag};
 use twinbft_types::{Epoch, ReplicaId};
 
 use crate::driver::{Control, Driver, Egress, Inbox, Link, LinkOptions, Parts};
-use crate::genesis::Genesis;
 use crate::net::{Ends, Network};
 use crate::progress::{Progress, State};
 use crate::service::Service;
 use crate::setup;
+use crate::startup::Disk;
 use crate::storage::Storage;
 
 /// How long a start waits for the host's broker.
@@ -159,7 +159,7 @@ impl CoreThread {
         let NodeOptions { config, layout, me } = options;
         let data = layout.twin_data(me.host.0, me.twin.0);
         let waking = inbox.clone();
-        let (storage, found) = Storage::open(
+        let (mut storage, found) = Storage::open(
             &data.join("wal"),
             setup::owner(config, *me),
             setup::storage_policy(config),
@@ -168,11 +168,7 @@ impl CoreThread {
         if let Some(torn) = &found.torn {
             tracing::warn!(file = %torn.path.display(), offset = torn.offset, "the last write before the stop was cut off; it had not been revealed");
         }
-        let app = twinbft_app::open(&setup::service_options(config, &data))
-            .context("opening the service")?;
-        let genesis = Genesis::find(&data, &config.cluster.id)?;
-        genesis.check_data(found.records.len(), app.last_checkpoint().map(|c| c.slot))?;
-        let journal = setup::journal(config, *me, &data)?;
+        let (disk, app, journal) = Disk::open(config, *me, &data, found)?;
         let service =
             Service::start(app, journal, &inbox).context("starting the service's threads")?;
         let link_options = LinkOptions {
@@ -193,14 +189,13 @@ impl CoreThread {
             let Some(mut link) = Link::open(&link_options, POSTBOX_PATIENCE, is_stopped)? else {
                 return Ok(());
             };
-            genesis.check_log(&mut link)?;
-            genesis.take()?;
             let mut core = core;
             core.epoch = Epoch(link.reader().epoch());
+            let core = disk.start(core, &mut link, &mut storage)?;
             progress.set_has_core();
             Driver::new(Parts {
                 me,
-                core: Replica::new(core),
+                core,
                 link,
                 inbox,
                 egress,

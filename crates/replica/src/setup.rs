@@ -15,7 +15,7 @@ use twinbft_types::{
 };
 
 use crate::net::TlsFiles;
-use crate::storage::{Journal, Policy};
+use crate::storage::Policy;
 
 /// Reads a secret file that nobody but its owner may read.
 ///
@@ -190,23 +190,6 @@ pub const fn storage_policy(config: &ClusterConfig) -> Policy {
         },
         Durability::Sync => Policy::Sync,
     }
-}
-
-/// The journal of the checkpoints, begun anew; none when nothing has to outlive the process.
-///
-/// # Errors
-/// When the disk fails.
-pub fn journal(
-    config: &ClusterConfig,
-    me: ReplicaId,
-    data: &Path,
-) -> anyhow::Result<Option<Journal>> {
-    Ok(match config.storage.durability {
-        Durability::Memory => None,
-        Durability::Group | Durability::Sync => {
-            Some(Journal::begin(data, owner(config, me), true, None)?)
-        }
-    })
 }
 
 /// Names cluster, host and twin in the write-ahead log.

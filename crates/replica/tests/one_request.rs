@@ -91,22 +91,6 @@ async fn many_requests_pass_checkpoints_and_trims() {
     assert_eq!(status["diverged"], 0);
 }
 
-#[tokio::test]
-async fn a_replica_that_ran_before_does_not_begin_again() {
-    let mut cluster = Cluster::create(1, 2, |_| {});
-    cluster.start_brokers(&Brokers::Threads);
-    cluster.start_replicas();
-    let id = ReplicaId::new(0, 1);
-    assert!(cluster.terminate(id).success());
-    let output = cluster
-        .replica_command(id)
-        .output()
-        .expect("the replica's binary");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(65), "{said}");
-    assert!(said.contains("genesis is missing"), "{said}");
-}
-
 #[test]
 fn all_mistakes_of_the_configuration_are_reported_at_once() {
     let cluster = Cluster::create(3, 2, |_| {});

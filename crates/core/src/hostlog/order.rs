@@ -55,6 +55,18 @@ impl Candidate {
         self.nacked.len() + shape.twin_quorum() > shape.twins() as usize
     }
 
+    /// How this twin has voted on it: whether it endorsed it.
+    #[must_use]
+    pub const fn vote_of(&self, twin: TwinId) -> Option<bool> {
+        if self.endorsed.contains(twin) {
+            Some(true)
+        } else if self.nacked.contains(twin) {
+            Some(false)
+        } else {
+            None
+        }
+    }
+
     /// Whether this twin has voted on it.
     #[must_use]
     pub const fn has_vote_of(&self, twin: TwinId) -> bool {

@@ -55,6 +55,11 @@ impl Backup {
         self.heard = Slot(0);
         self.behind_since_us = None;
     }
+
+    /// This twin holds its chain up to here.
+    pub fn raise_tip(&mut self, slot: Slot) {
+        self.tip = self.tip.max(slot);
+    }
 }
 
 impl Replica {
@@ -133,7 +138,8 @@ impl Replica {
         let previous = self.chain_end();
         let requests: Vec<RequestRef> = order.bodies.iter().map(Request::reference).collect();
         let extended = history(previous, slot, batch_digest(&requests), order.timestamp_us);
-        if extended != claimed {
+        // A promise of an earlier life stands (8).
+        if extended != claimed || self.recovery.contradicts_accept(view, slot, claimed) {
             return Err(PeerFault::HistoryMismatch { from });
         }
         let relayed = self.config.shape.leader(view) == from
@@ -205,7 +211,8 @@ impl Replica {
         let Statement::Order { slot, .. } = order.certificate.signed.statement else {
             return;
         };
-        if sender == self.config.twin() || slot <= self.backup.tip {
+        // What was said before the start is fetched when it is still missing afterwards.
+        if sender == self.config.twin() || slot <= self.backup.tip || self.recovery.is_replaying() {
             return;
         }
         let from = ReplicaId {

@@ -48,7 +48,7 @@ impl Chain {
 
 impl Replica {
     /// Whether this twin's own slots make up the log that ends so. None may lack a body.
-    fn owns(&self, slot: Slot, history: Digest) -> bool {
+    pub(super) fn owns(&self, slot: Slot, history: Digest) -> bool {
         slot >= self.stable
             && self.history_of(slot) == Some(history)
             && (self.stable.0 + 1..=slot.0).all(|n| {
@@ -57,7 +57,7 @@ impl Replica {
             })
     }
 
-    fn is_joined(&self, target: (Slot, Digest)) -> bool {
+    pub(super) fn is_joined(&self, target: (Slot, Digest)) -> bool {
         let (slot, history) = self.chain.missing;
         self.chain.target == Some(target) && self.owns(slot, history)
     }
@@ -90,7 +90,7 @@ impl Replica {
     }
 
     /// Puts into the write-ahead log what no promise has put there before.
-    fn persist_up_to(&mut self, last: Slot, out: &mut Effects) {
+    pub(super) fn persist_up_to(&mut self, last: Slot, out: &mut Effects) {
         let mut previous = self.history_of(self.stable);
         let first = self.stable.next();
         for (slot, data) in self.slots.iter_mut_from(first) {
@@ -107,7 +107,7 @@ impl Replica {
         }
     }
 
-    fn want(&mut self, slot: Slot, history: Digest) {
+    pub(super) fn want(&mut self, slot: Slot, history: Digest) {
         // What lies beyond the marks comes by state transfer.
         if self.chain.target == Some((slot, history)) || slot > self.high_mark() {
             return;
@@ -121,6 +121,7 @@ impl Replica {
     /// The log with which a view begins is the host's from now on: this twin's own slots are brought into line with
     /// it. Answers whether they are; if not, the rest is fetched.
     pub(super) fn adopt(&mut self, slot: Slot, history: Digest) -> bool {
+        self.take_over_chain(slot, history);
         let held = self.owns(slot, history);
         if held {
             self.slots.drop_from(slot.next());
@@ -138,10 +139,20 @@ impl Replica {
     }
 
     fn take_fetched(&mut self) {
+        for (slot, data) in self.take_chain() {
+            self.slots.insert(slot, data);
+        }
+    }
+
+    /// The fetched slots, for this twin's own.
+    pub(super) fn take_chain(&mut self) -> Vec<(Slot, SlotData)> {
         let view = self.log.current_view();
         let primary = self.config.shape.primary(view);
         let incarnation = self.commit.incarnation(primary);
-        for (slot, (history, fetched)) in std::mem::take(&mut self.chain.fetched) {
+        let is_persisted = self.chain.persisted;
+        let fetched = std::mem::take(&mut self.chain.fetched);
+        self.chain.reset();
+        let data_of = |(slot, (history, fetched)): (Slot, (Digest, ChainSlot))| {
             let requests: Vec<RequestRef> = fetched.bodies.iter().map(Request::reference).collect();
             let mut data = SlotData::new(
                 (view, primary, incarnation),
@@ -151,9 +162,10 @@ impl Replica {
                 fetched.bodies.into_iter().map(Some).collect(),
                 self.now.mono_us,
             );
-            data.is_persisted = self.chain.persisted;
-            self.slots.insert(slot, data);
-        }
+            data.is_persisted = is_persisted;
+            (slot, data)
+        };
+        fetched.into_iter().map(data_of).collect()
     }
 
     /// Somebody wants the slots below a log's end, that end included.

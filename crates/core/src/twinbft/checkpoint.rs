@@ -46,6 +46,21 @@ struct Own {
 }
 
 impl Checkpoints {
+    /// The service stands at this checkpoint: `L` cannot be higher for this twin.
+    pub fn stand_at(
+        &mut self,
+        checkpoint: &Checkpoint,
+        (service, sessions, config): (Digest, Digest, Digest),
+    ) {
+        let (history, timestamp_us) = (checkpoint.history, checkpoint.timestamp_us);
+        let parts = (service, sessions, config, history, timestamp_us);
+        self.stable = Own {
+            digest: Digest::of_canonical(b"tbft/chk", &parts),
+            history,
+            timestamp_us,
+        };
+    }
+
     /// `h_L`.
     pub const fn stable_history(&self) -> Digest {
         self.stable.history

@@ -29,6 +29,11 @@ impl Commit {
         self.committed
     }
 
+    /// A checkpoint is of a committed slot (5).
+    pub fn stand_at(&mut self, slot: Slot) {
+        self.committed = self.committed.max(slot);
+    }
+
     /// The incarnation in which this twin believes a host to be.
     pub fn incarnation(&self, host: HostId) -> Incarnation {
         self.incarnations.get(&host).copied().unwrap_or_default()

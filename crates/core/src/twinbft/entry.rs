@@ -28,6 +28,7 @@ impl Replica {
         };
         if sender == self.config.twin() {
             self.own.note_read();
+            self.note_posted(bytes);
         }
         let result = match from_canonical::<Entry>(bytes) {
             Ok(entry) => self
@@ -150,6 +151,12 @@ impl Replica {
     /// What the entry asks of this twin besides what the host decided.
     fn act_on(&mut self, sender: TwinId, entry: &Entry, out: &mut Effects) {
         match entry {
+            Entry::Endorse { slot, attempt, .. } if sender == self.config.twin() => {
+                self.voting.recall_own(*slot, *attempt, true);
+            }
+            Entry::Nack { slot, attempt, .. } if sender == self.config.twin() => {
+                self.voting.recall_own(*slot, *attempt, false);
+            }
             Entry::Need { digest } => self.handle_need(sender, *digest, out),
             Entry::Body { request } => self.handle_body(sender, request),
             Entry::Sign {

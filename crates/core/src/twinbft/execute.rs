@@ -42,6 +42,16 @@ impl Execution {
     pub const fn begun(&self) -> Slot {
         self.begun
     }
+
+    /// The service stands at this slot, and nothing is under way.
+    pub fn stand_at(&mut self, slot: Slot) {
+        assert!(self.outstanding.is_empty(), "the service has answered");
+        *self = Self {
+            begun: slot,
+            executed: slot,
+            ..Self::default()
+        };
+    }
 }
 
 impl Replica {

@@ -7,6 +7,7 @@
 
 mod backup;
 mod book;
+mod catchup;
 mod chain;
 mod checkpoint;
 mod commit;
@@ -20,6 +21,7 @@ mod order;
 mod own;
 mod pool;
 mod reads;
+mod recovery;
 mod reply;
 mod request;
 mod slots;
@@ -36,7 +38,7 @@ use twinbft_types::{
     Certificate, Digest, HostId, ReplicaId, Signed, Slot, Statement, TwinId, View,
 };
 
-use crate::config::CoreConfig;
+use crate::config::{CoreConfig, Tuning};
 use crate::fault::PeerFault;
 use crate::hostlog::{Decision, HostLog};
 use crate::io::{Effect, Effects, Input, Tick};
@@ -45,6 +47,7 @@ use crate::session::{SessionBounds, SessionTable};
 
 use backup::Backup;
 use book::SignatureBook;
+use catchup::CatchUp;
 use chain::Chain;
 use checkpoint::Checkpoints;
 use commit::Commit;
@@ -55,6 +58,8 @@ use heartbeat::Heartbeats;
 use leader::Leader;
 use pool::Pool;
 use reads::Reads;
+pub use recovery::Recovered;
+use recovery::Recovery;
 use reply::Replies;
 use slots::SlotLog;
 pub use status::{Role, Status};
@@ -89,6 +94,8 @@ pub struct Replica {
     forwards: Forwards,
     heartbeats: Heartbeats,
     chain: Chain,
+    catchup: CatchUp,
+    recovery: Recovery,
     /// This twin's posts that it has not read back yet.
     own: own::Own,
     /// Counts the questions to other hosts, to ask other twins each time.
@@ -103,11 +110,7 @@ impl Replica {
     pub fn new(config: CoreConfig) -> Self {
         let tuning = &config.tuning;
         let bounds = tuning.host_bounds();
-        let sessions = SessionTable::new(SessionBounds {
-            window: tuning.session_window,
-            sessions_max: tuning.sessions_max,
-            result_bytes_max: tuning.session_result_bytes_max,
-        });
+        let sessions = SessionTable::new(Self::session_bounds(tuning));
         let host = config.host();
         Self {
             log: HostLog::genesis(config.shape, host, bounds),
@@ -131,10 +134,20 @@ impl Replica {
             forwards: Forwards::default(),
             heartbeats: Heartbeats::default(),
             chain: Chain::default(),
+            catchup: CatchUp::default(),
+            recovery: Recovery::default(),
             own: own::Own::default(),
             asked: 0,
             decisions: Vec::new(),
             config,
+        }
+    }
+
+    const fn session_bounds(tuning: &Tuning) -> SessionBounds {
+        SessionBounds {
+            window: tuning.session_window,
+            sessions_max: tuning.sessions_max,
+            result_bytes_max: tuning.session_result_bytes_max,
         }
     }
 
@@ -150,6 +163,8 @@ impl Replica {
         self.now = now;
         let before = out.0.len();
         let result = match input {
+            // What comes while the log is read again is early: whoever sent it sends it again.
+            Input::Request { .. } | Input::Peer { .. } if self.recovery.is_replaying() => Ok(()),
             Input::Request {
                 request,
                 retransmission,
@@ -165,6 +180,10 @@ impl Replica {
                 sender,
                 bytes,
             } => self.handle_entry(position, sender, &bytes, out),
+            Input::Lapped { position, state } => {
+                self.handle_lapped(position, &state);
+                Ok(())
+            }
             Input::Executed { slot, results } => {
                 self.handle_executed(slot, results, out);
                 Ok(())
@@ -187,6 +206,13 @@ impl Replica {
             }
         };
         self.advance(out);
+        if self.recovery.is_silent() {
+            self.silence(before, out);
+            self.poll_recovery(out);
+            if !self.recovery.is_silent() {
+                self.advance(out);
+            }
+        }
         self.own.note_posts(&out.0[before..]);
         result
     }
@@ -194,17 +220,26 @@ impl Replica {
     /// Does everything that has become possible.
     fn advance(&mut self, out: &mut Effects) {
         self.poll_completed(out);
-        self.poll_views(out);
-        self.poll_votes(out);
-        self.poll_proposal(out);
+        if !self.recovery.is_silent() {
+            self.poll_views(out);
+            self.poll_votes(out);
+            self.poll_proposal(out);
+        }
+        self.poll_adoption(out);
+        self.poll_catchup(out);
         self.poll_commit();
         self.poll_heartbeat(out);
         self.poll_execution(out);
         self.poll_reads(out);
-        self.poll_suspicion(out);
+        if !self.recovery.is_silent() {
+            self.poll_suspicion(out);
+        }
     }
 
     fn handle_timer(&mut self, out: &mut Effects) {
+        if self.recovery.is_replaying() {
+            return;
+        }
         self.voting_timer(out);
         self.backup_timer(out);
         self.order_timer(out);
@@ -219,7 +254,11 @@ impl Replica {
     /// When the next [`Input::Timer`] is due, in [`Tick::mono_us`]; it may be in the past.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
+        if self.recovery.is_replaying() {
+            return self.recovery_deadline();
+        }
         [
+            self.catchup_deadline(),
             self.voting_deadline(),
             self.backup_deadline(),
             self.order_deadline(),

@@ -43,6 +43,11 @@ impl Own {
         }
     }
 
+    /// They will not all be read back: the log was trimmed beyond this twin.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// One of them was read back.
     pub fn note_read(&mut self) {
         self.0.pop_front();

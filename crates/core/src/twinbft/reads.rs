@@ -53,6 +53,11 @@ impl Replica {
                 reason,
             });
         };
+        // 7: a recovering twin answers nothing.
+        if self.recovery.is_silent() {
+            refuse(out, Refusal::Recovering);
+            return Ok(());
+        }
         let limit = self.config.tuning.request_bytes_max;
         if query.operation.len() > limit {
             refuse(out, Refusal::TooLarge);

@@ -159,7 +159,11 @@ impl Replica {
             let same = |(a, b): (&ResultMac, &ResultMac)| a.digest == b.digest;
             *h == history && results.len() == own.len() && results.iter().zip(own).all(same)
         };
-        let is_last = said.len() + 1 == usize::from(shape.twins()) && said.iter().all(equal);
+        let me = self.config.twin();
+        let others = said.iter().filter(|(twin, _, _)| *twin != me).count();
+        let is_last = others == said.len()
+            && others + 1 == usize::from(shape.twins())
+            && said.iter().all(equal);
         let is_small = own.len() <= LAST_SENDS_MAX;
         if !shape.unanimous() || !is_last || !is_small {
             return false;

@@ -71,7 +71,9 @@ impl Replica {
         } else {
             Role::Backup
         };
-        let state = if self.log.live_view().is_none() {
+        let state = if let Some(state) = self.recovery.state() {
+            state
+        } else if self.log.live_view().is_none() {
             "changing-view"
         } else if self.behind().is_some() {
             "behind"

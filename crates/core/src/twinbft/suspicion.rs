@@ -24,6 +24,11 @@ pub struct Suspicion {
 }
 
 impl Suspicion {
+    /// What this twin has wished for in an earlier life (8).
+    pub const fn recall(&mut self, wished: View) {
+        self.wished = wished;
+    }
+
     /// The view that this twin wishes for.
     pub const fn wished(&self) -> View {
         self.wished

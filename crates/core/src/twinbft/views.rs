@@ -94,6 +94,17 @@ impl Views {
         self.changes
     }
 
+    /// The host's log has gone on without this twin.
+    pub const fn forget_adoption(&mut self) {
+        self.adopting = None;
+    }
+
+    /// What this twin has said in an earlier life (8).
+    pub fn recall(&mut self, left: View, accepted: View) {
+        self.left = self.left.max(left);
+        self.accepted = self.accepted.max(accepted);
+    }
+
     /// Whether the installed log is still to be fetched.
     pub const fn is_adopting(&self) -> bool {
         self.adopting.is_some()
@@ -216,6 +227,10 @@ impl Replica {
         if let Some(view) = self.log.entering() {
             self.poll_entering(view, out);
         }
+    }
+
+    /// The installed log is this twin's own as soon as it holds it.
+    pub(super) fn poll_adoption(&mut self, out: &mut Effects) {
         if let Some((slot, history)) = self.views.adopting
             && self.hold(slot, history, out)
         {
@@ -439,7 +454,7 @@ impl Replica {
     }
 
     /// 4.3: no request stands twice in the log up to `n`.
-    fn rebuild_in_log(&mut self, last: Slot) {
+    pub(super) fn rebuild_in_log(&mut self, last: Slot) {
         let first = self.execution.begun().next();
         let requests = self.slots.iter_from(first).flat_map(|(slot, data)| {
             let ids = data.requests.iter().map(|r| (r.client, r.seq));

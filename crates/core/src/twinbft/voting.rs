@@ -115,6 +115,14 @@ impl Voting {
         self.candidates.remove(&slot)
     }
 
+    /// This twin has voted on a candidate, in this life or an earlier one.
+    pub fn recall_own(&mut self, slot: Slot, attempt: Attempt, endorsed: bool) {
+        let live = self.candidates.get_mut(&slot);
+        if let Some(private) = live.filter(|private| private.attempt == attempt) {
+            private.voted = Some(if endorsed { Vote::Endorse } else { Vote::Nack });
+        }
+    }
+
     /// A slot was decided without all bodies being here.
     pub fn note_incomplete(&mut self, slot: Slot, now_us: u64) {
         self.incomplete.insert(slot, now_us);
@@ -153,10 +161,12 @@ impl Replica {
     pub(super) fn candidate_appeared(&mut self, slot: Slot) {
         let candidate = self.log.candidate(slot).expect("just decided");
         let requests = candidate.requests.clone();
-        let bodies = requests
-            .iter()
-            .map(|r| self.pool.find(r).map(|signed| signed.request.clone()))
-            .collect();
+        let history = candidate.history;
+        let find = |r: &RequestRef| match self.pool.find(r) {
+            Some(signed) => Some(signed.request.clone()),
+            None => self.recovery.body(slot, history, r).cloned(),
+        };
+        let bodies = requests.iter().map(find).collect();
         let mut proper = true;
         for request in &requests {
             let key = (request.client, request.seq);
@@ -338,7 +348,12 @@ impl Replica {
         let client = request.request.client;
         let had =
             self.log.is_nacked(client) && self.pool.find(&request.request.reference()).is_some();
-        if (self.is_leader() || had) && remember(&mut self.voting.given, digest) {
+        // A leader asks when it has lost by a restart what it proposed.
+        let lost = self
+            .log
+            .live_view()
+            .is_some_and(|view| self.config.shape.leader(view).twin == sender);
+        if (self.is_leader() || had || lost) && remember(&mut self.voting.given, digest) {
             out.post(Entry::Body { request });
         }
     }
@@ -396,7 +411,7 @@ impl Replica {
     /// A BODY is in the log. Only what fails in the leader's BODY is NACKed (4.3).
     pub(super) fn handle_body(&mut self, sender: TwinId, signed: &SignedRequest) {
         let digest = signed.request.digest();
-        if sender == self.config.twin() {
+        if sender == self.config.twin() && !self.recovery.is_replaying() {
             return;
         }
         if self.slot_lacks(digest) {
@@ -432,16 +447,14 @@ impl Replica {
 
     /// Asks for bodies that have not come from their clients in time.
     pub(super) fn voting_timer(&mut self, out: &mut Effects) {
-        if self.is_leader() {
-            return;
-        }
+        let leads = self.is_leader();
         let due = self
             .now
             .mono_us
             .saturating_sub(self.config.tuning.need_after_us);
         let candidates = self.voting.candidates.values();
         let mut missing: Vec<Digest> = candidates
-            .filter(|private| private.seen_us <= due)
+            .filter(|private| private.seen_us <= due && !leads)
             .flat_map(|private| private.requests.iter().zip(&private.bodies))
             .filter(|(_, body)| body.is_none())
             .map(|(request, _)| request.digest)
@@ -467,13 +480,13 @@ impl Replica {
     }
 
     pub(super) fn voting_deadline(&self) -> Option<u64> {
-        if self.is_leader() {
-            return None;
-        }
+        let leads = self.is_leader();
         let unasked = |digest: &Digest| !self.voting.needed.contains(digest);
         let waits = |private: &&Private| {
             let mut pairs = private.requests.iter().zip(&private.bodies);
-            private.voted.is_none() && pairs.any(|(r, b)| b.is_none() && unasked(&r.digest))
+            !leads
+                && private.voted.is_none()
+                && pairs.any(|(r, b)| b.is_none() && unasked(&r.digest))
         };
         let candidate = self
             .voting

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use bytes::Bytes;
 use twinbft_core::{Effects, Input, Replica, Tick};
-use twinbft_postbox::Wake;
+use twinbft_postbox::{ReadError, Wake};
 use twinbft_types::{Position, ReplicaId, TwinId};
 
 pub use inbox::{
@@ -202,9 +202,16 @@ impl Driver {
 
     fn take_entries(&mut self) -> anyhow::Result<bool> {
         for _ in 0..ENTRIES_PER_ROUND {
-            let read = self.link.reader().poll_next(&mut self.payload);
-            let Some(entry) = read.context("reading the postbox's log")? else {
-                return Ok(false);
+            let entry = match self.link.reader().poll_next(&mut self.payload) {
+                Ok(Some(entry)) => entry,
+                Ok(None) => return Ok(false),
+                Err(ReadError::Lapped { .. }) => {
+                    self.resynchronise()?;
+                    continue;
+                }
+                Err(error @ (ReadError::Corrupt { .. } | ReadError::BeyondEnd { .. })) => {
+                    return Err(error).context("reading the postbox's log");
+                }
             };
             self.report.entries += 1;
             let bytes = Bytes::from(std::mem::take(&mut self.payload));
@@ -215,6 +222,24 @@ impl Driver {
             })?;
         }
         Ok(true)
+    }
+
+    /// 2: who lags past the end of the log goes on from the agreed STATE.
+    fn resynchronise(&mut self) -> anyhow::Result<()> {
+        let state = self
+            .link
+            .reader()
+            .resync()
+            .context("catching up with the postbox's log")?;
+        let state = state.context("the postbox's log was trimmed and has no agreed STATE")?;
+        tracing::warn!(
+            position = state.position,
+            "the postbox's log was trimmed beyond this twin; going on from the agreed STATE"
+        );
+        self.step(Input::Lapped {
+            position: Position(state.position),
+            state: state.bytes.into(),
+        })
     }
 
     fn take_peers(&mut self) -> anyhow::Result<bool> {

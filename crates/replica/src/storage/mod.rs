@@ -232,6 +232,19 @@ impl Storage {
         Ok(())
     }
 
+    /// Writes what was appended and waits until it is on the disk.
+    ///
+    /// # Errors
+    /// When the disk failed.
+    pub fn sync(&mut self) -> Result<(), StorageError> {
+        self.flush()?;
+        let appended = self.appended;
+        let Some(log) = &mut self.log else {
+            return Ok(());
+        };
+        log.syncer.wait_for(appended).map_or(Ok(()), Err)
+    }
+
     /// Records up to this one are as durable as the policy wants them before they are revealed.
     #[must_use]
     pub fn revealable(&self) -> Lsn {

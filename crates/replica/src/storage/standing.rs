@@ -9,6 +9,7 @@ use twinbft_types::{Entry, HostId, Slot, Statement, TwinId};
 /// What a newer record replaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
+    Joined,
     Stable,
     Checkpoint,
     Jump,
@@ -44,6 +45,7 @@ impl Standing {
 /// The kind under which a record stands; `None` when it goes with its slot.
 fn key(record: &Record) -> Option<Key> {
     match record {
+        Record::Joined { .. } => Some(Key::Joined),
         Record::Stable { .. } => Some(Key::Stable),
         Record::Slot { .. } => None,
         Record::Promise(entry) => match entry {
@@ -95,7 +97,7 @@ fn key(record: &Record) -> Option<Key> {
 pub(crate) fn slot_of(record: &Record) -> Option<Slot> {
     match record {
         Record::Slot { slot, .. } => Some(*slot),
-        Record::Stable { .. } => None,
+        Record::Stable { .. } | Record::Joined { .. } => None,
         Record::Promise(entry) => match entry {
             Entry::Propose { slot, .. }
             | Entry::Endorse { slot, .. }

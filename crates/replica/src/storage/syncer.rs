@@ -27,6 +27,8 @@ struct Wanted {
 struct Shared {
     wanted: Mutex<Wanted>,
     called: Condvar,
+    /// A flush is over.
+    done: Condvar,
     synced: AtomicU64,
     syncs: AtomicU64,
     failed: AtomicBool,
@@ -61,6 +63,7 @@ impl Syncer {
         let shared = Arc::new(Shared {
             wanted: Mutex::default(),
             called: Condvar::new(),
+            done: Condvar::new(),
             synced: AtomicU64::new(0),
             syncs: AtomicU64::new(0),
             failed: AtomicBool::new(false),
@@ -119,6 +122,19 @@ impl Syncer {
         self.shared.synced.load(Ordering::Acquire)
     }
 
+    /// Waits until records up to this one are on the disk, or the disk has failed.
+    pub(super) fn wait_for(&mut self, upto: Lsn) -> Option<StorageError> {
+        let mut wanted = self.shared.lock();
+        while self.synced() < upto && !self.shared.failed.load(Ordering::Acquire) {
+            wanted = self
+                .shared
+                .done
+                .wait(wanted)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        wanted.error.take()
+    }
+
     /// How often the disk was asked.
     pub(super) fn syncs(&self) -> u64 {
         self.shared.syncs.load(Ordering::Relaxed)
@@ -173,13 +189,22 @@ fn run(shared: &Shared, directory: &(File, PathBuf), interval: Duration, wake: &
         drop(wanted);
         last = Some(Instant::now());
         if let Err(error) = carry_out(directory, &files, &remove, new_file) {
-            shared.lock().error = Some(error);
+            let mut wanted = shared.lock();
+            wanted.error = Some(error);
             shared.failed.store(true, Ordering::Release);
+            drop(wanted);
+            shared.done.notify_all();
             wake();
             return;
         }
         shared.syncs.fetch_add(1, Ordering::Relaxed);
-        if shared.synced.swap(upto, Ordering::Release) != upto {
+        let before = {
+            // Under the lock, so that nobody who looks and then waits misses it.
+            let _wanted = shared.lock();
+            shared.synced.swap(upto, Ordering::Release)
+        };
+        shared.done.notify_all();
+        if before != upto {
             wake();
         }
         if stop {

@@ -199,6 +199,47 @@ impl Cluster {
         }
     }
 
+    /// Starts one replica again and waits until it says that it is ready.
+    pub fn start_again(&mut self, id: ReplicaId) {
+        let path = self.directory.path().join("notify-again.sock");
+        let _none_before = fs::remove_file(&path);
+        let socket = UnixDatagram::bind(&path).expect("our own directory");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        let log = fs::File::options()
+            .append(true)
+            .open(self.log_path(id))
+            .expect("it ran before");
+        let child = self
+            .replica_command(id)
+            .env("NOTIFY_SOCKET", &path)
+            .stderr(log)
+            .spawn();
+        self.replicas
+            .push((id, child.expect("the replica's binary")));
+        let mut bytes = [0; 4096];
+        loop {
+            let count = socket
+                .recv(&mut bytes)
+                .unwrap_or_else(|_| panic!("not ready:\n{}", self.log(id)));
+            let message = String::from_utf8_lossy(&bytes[..count]).into_owned();
+            if message.lines().any(|line| line == "READY=1") {
+                return;
+            }
+        }
+    }
+
+    /// Ends a replica as a crash does: SIGKILL.
+    pub fn kill(&mut self, id: ReplicaId) {
+        let at = self
+            .replicas
+            .iter()
+            .position(|(known, _)| *known == id)
+            .expect("it runs");
+        let (_, mut child) = self.replicas.remove(at);
+        child.kill().expect("our own child");
+        child.wait().expect("our own child");
+    }
+
     fn log_path(&self, id: ReplicaId) -> PathBuf {
         self.directory
             .path()

@@ -1,0 +1,96 @@
+//! Slots that this host has accepted and this twin does not hold (protocol.md 5): it fetches them from anybody. The
+//! hash chain below a history that its own log names verifies them, whoever sent them ([`super::chain`]).
+
+use twinbft_types::{Digest, Slot};
+
+use super::Replica;
+use super::slots::SlotData;
+use crate::io::Effects;
+
+/// A gap that is being filled.
+#[derive(Debug, Default)]
+pub struct CatchUp {
+    /// The end of the chain that is fetched for it.
+    target: Option<(Slot, Digest)>,
+    /// Since when there is a gap.
+    since_us: Option<u64>,
+}
+
+impl Replica {
+    /// The first slot up to `n_acc` whose execution has not begun and that is not here whole.
+    pub(super) fn first_missing(&self) -> Option<Slot> {
+        let accepted = self.log.accepted().0;
+        let mut slot = self.execution.begun().next();
+        while slot <= accepted {
+            if !self.holds(slot) {
+                return Some(slot);
+            }
+            slot = slot.next();
+        }
+        None
+    }
+
+    pub(super) fn holds(&self, slot: Slot) -> bool {
+        self.slots.get(slot).is_some_and(SlotData::is_complete)
+    }
+
+    /// Fills the first gap below what the host has accepted. While the host changes its view the chain belongs to that.
+    pub(super) fn poll_catchup(&mut self, out: &mut Effects) {
+        let missing = self.first_missing();
+        let (Some(first), false) = (missing, self.changes_view()) else {
+            self.catchup = CatchUp::default();
+            return;
+        };
+        let now_us = self.now.mono_us;
+        let since_us = *self.catchup.since_us.get_or_insert(now_us);
+        // What comes a little late comes by itself; a replica that starts does not wait for it.
+        let waits = since_us + self.config.tuning.fetch_after_us > now_us;
+        if waits && !self.recovery.is_silent() {
+            return;
+        }
+        let kept = self.catchup.target.filter(|(slot, _)| *slot >= first);
+        let target = kept.unwrap_or_else(|| self.gap_end(first));
+        self.catchup.target = Some(target);
+        if self.is_joined(target) {
+            self.fill_gap(target.0, out);
+        } else {
+            self.want(target.0, target.1);
+        }
+    }
+
+    fn changes_view(&self) -> bool {
+        self.views.is_adopting() || self.log.entering().is_some()
+    }
+
+    /// The first slot at or behind a gap whose history is known.
+    fn gap_end(&self, first: Slot) -> (Slot, Digest) {
+        let (accepted, history) = self.log.accepted();
+        let mut slots = self.slots.iter_from(first);
+        slots
+            .next()
+            .filter(|(slot, _)| *slot <= accepted)
+            .map_or((accepted, history), |(slot, data)| (slot, data.history))
+    }
+
+    fn fill_gap(&mut self, last: Slot, out: &mut Effects) {
+        for (slot, data) in self.take_chain() {
+            match self.slots.get_mut(slot) {
+                Some(known) if known.history == data.history => {
+                    for body in data.bodies.iter().flatten() {
+                        known.fill(body.digest(), body);
+                    }
+                }
+                _ => self.slots.insert(slot, data),
+            }
+        }
+        self.persist_up_to(last, out);
+        self.rebuild_in_log(self.log.accepted().0);
+        self.catchup = CatchUp::default();
+        self.raise_tip();
+    }
+
+    pub(super) fn catchup_deadline(&self) -> Option<u64> {
+        let due = self.catchup.since_us? + self.config.tuning.fetch_after_us;
+        self.catchup.target.is_none().then_some(due)
+    }
+}

@@ -1,0 +1,551 @@
+//! A replica starts again (protocol.md 8): from its write-ahead log, the checkpoint that its service stands at and the
+//! retained postbox log; or, when its disk is gone, from the postbox log and the other hosts.
+//!
+//! It first reads the log up to where it ended at the start ([`Phase::Replaying`]), then fetches what it lacks of the
+//! slots that its host has accepted ([`Phase::CatchingUp`]). Until both are done it is silent: what it would post is
+//! held back, and what its log already has of that is dropped.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use twinbft_types::wire::PeerMessage;
+use twinbft_types::{
+    DecodeError, Digest, Entry, Position, Request, RequestRef, Slot, Statement, View, batch_digest,
+    canonical, history,
+};
+
+use super::Replica;
+use super::slots::SlotData;
+use crate::config::CoreConfig;
+use crate::hostlog::HostLog;
+use crate::io::{Checkpoint, Effect, Effects};
+use crate::record::Record;
+use crate::session::SessionTable;
+
+/// Posts that are held back at most; the oldest give way. They are signatures and results, which are asked for again.
+const HELD_MAX: usize = 4096;
+/// Results of slots before the last accepted ones are posted again only when a sibling waits for them.
+const RESULTS_AGAIN: u64 = 16;
+
+/// What a replica finds when it starts again.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// The records of its write-ahead log, oldest first; none when its disk is gone.
+    pub records: Vec<Record>,
+    /// The checkpoint that its service stands at, with the digest of the service's state; `None` at genesis.
+    pub checkpoint: Option<(Checkpoint, Digest)>,
+    /// STATE of the last trim and its position; `None` when the postbox log was never trimmed.
+    pub log_state: Option<(Position, Bytes)>,
+    /// The position after the last entry of the postbox log. Entries up to it are fed first.
+    pub log_end: Position,
+}
+
+/// Where a start stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It is over.
+    #[default]
+    Running,
+    /// Reading the postbox log up to this position.
+    Replaying { until: Position },
+    /// Fetching what its host has accepted and it does not hold.
+    CatchingUp,
+}
+
+/// A slot of the write-ahead log.
+#[derive(Debug)]
+struct KeptSlot {
+    previous: Digest,
+    timestamp_us: u64,
+    bodies: Vec<Request>,
+    certificate: Option<twinbft_types::Certificate>,
+}
+
+/// What only a start needs.
+#[derive(Debug, Default)]
+pub struct Recovery {
+    phase: Phase,
+    /// Whether the write-ahead log is whole: this twin has taken part with it before.
+    remembers: bool,
+    /// Slots of the write-ahead log, by number and history: of one number several may have been voted for.
+    slots: BTreeMap<(Slot, Digest), KeptSlot>,
+    /// Promises of the write-ahead log, oldest first.
+    promises: Vec<Entry>,
+    /// The digests of its records.
+    known: BTreeSet<Digest>,
+    /// The digests of own entries in the postbox log.
+    posted: BTreeSet<Digest>,
+    /// Posts that wait for the end of the start. Invariant: at most [`HELD_MAX`].
+    held: VecDeque<(Entry, bool)>,
+}
+
+impl Recovery {
+    /// Whether the replica says nothing yet.
+    pub fn is_silent(&self) -> bool {
+        self.phase != Phase::Running
+    }
+
+    pub fn is_replaying(&self) -> bool {
+        matches!(self.phase, Phase::Replaying { .. })
+    }
+
+    /// The name of what is being done.
+    pub const fn state(&self) -> Option<&'static str> {
+        match self.phase {
+            Phase::Running => None,
+            Phase::Replaying { .. } => Some("replaying"),
+            Phase::CatchingUp => Some("catching-up"),
+        }
+    }
+
+    /// The body of a request in the write-ahead log.
+    pub fn body(&self, slot: Slot, history: Digest, reference: &RequestRef) -> Option<&Request> {
+        let kept = self.slots.get(&(slot, history))?;
+        let bodies = kept.bodies.iter();
+        bodies
+            .filter(|body| body.client == reference.client && body.seq == reference.seq)
+            .find(|body| body.digest() == reference.digest)
+    }
+
+    /// Whether the write-ahead log promises another history for this slot of this view.
+    pub fn contradicts_accept(&self, view: View, slot: Slot, history: Digest) -> bool {
+        self.promises.iter().any(|promise| {
+            matches!(promise, Entry::Accept { view: v, slot: s, history: h }
+                if (*v, *s) == (view, slot) && *h != history)
+        })
+    }
+
+    fn new(records: Vec<Record>, until: Position) -> Self {
+        let mut recovery = Self {
+            phase: Phase::Replaying { until },
+            ..Self::default()
+        };
+        for record in records {
+            recovery.known.insert(Digest::of(&canonical(&record)));
+            match record {
+                Record::Promise(entry) => recovery.promises.push(entry),
+                Record::Slot {
+                    slot,
+                    previous,
+                    timestamp_us,
+                    bodies,
+                    certificate,
+                } => {
+                    let requests: Vec<RequestRef> = bodies.iter().map(Request::reference).collect();
+                    let own = history(previous, slot, batch_digest(&requests), timestamp_us);
+                    let kept = KeptSlot {
+                        previous,
+                        timestamp_us,
+                        bodies,
+                        certificate,
+                    };
+                    recovery.slots.insert((slot, own), kept);
+                }
+                Record::Joined { .. } => recovery.remembers = true,
+                Record::Stable { .. } => {}
+            }
+        }
+        recovery
+    }
+
+    /// The view in which this twin promised something about a slot.
+    fn view_of(&self, slot: Slot, history: Digest) -> Option<View> {
+        self.promises.iter().rev().find_map(|promise| {
+            let (view, s, h) = match promise {
+                Entry::Endorse {
+                    view,
+                    slot,
+                    history,
+                    ..
+                }
+                | Entry::Accept {
+                    view,
+                    slot,
+                    history,
+                } => (view, slot, history),
+                Entry::Sign {
+                    statement:
+                        Statement::Order {
+                            view,
+                            slot,
+                            history,
+                        },
+                    ..
+                } => (view, slot, history),
+                _ => return None,
+            };
+            ((*s, *h) == (slot, history)).then_some(*view)
+        })
+    }
+
+    fn hold(&mut self, entry: Entry, lazy: bool) {
+        // Wishes and signs of life are of their moment.
+        if matches!(
+            entry,
+            Entry::Suspect { .. } | Entry::Beat { .. } | Entry::Retransmission { .. }
+        ) {
+            return;
+        }
+        if self.held.len() >= HELD_MAX {
+            self.held.pop_front();
+        }
+        self.held.push_back((entry, lazy));
+    }
+}
+
+impl Replica {
+    /// A replica that starts again. Feed it the entries of the postbox log from [`Recovered::log_state`]'s position
+    /// (or from 0) on, and [`crate::Input::Timer`] when [`Self::deadline`] says so; everything else may come too.
+    ///
+    /// # Errors
+    /// When STATE or the session table does not decode, or is of another host.
+    pub fn recover(config: CoreConfig, recovered: Recovered) -> Result<Self, DecodeError> {
+        let mut replica = Self::new(config);
+        if let Some((position, state)) = &recovered.log_state {
+            let (shape, host) = (replica.config.shape, replica.config.host());
+            replica.log = HostLog::from_state(shape, host, state)?;
+            if replica.log.end() != *position {
+                return Err(DecodeError(format!(
+                    "the STATE at {position} is that of {}",
+                    replica.log.end()
+                )));
+            }
+        }
+        if let Some((checkpoint, service)) = recovered.checkpoint {
+            replica.stand_at(&checkpoint, service)?;
+        }
+        replica.recovery = Recovery::new(recovered.records, recovered.log_end);
+        replica.adopt_log();
+        Ok(replica)
+    }
+
+    /// The service stands at this checkpoint.
+    pub(super) fn stand_at(
+        &mut self,
+        checkpoint: &Checkpoint,
+        service: Digest,
+    ) -> Result<(), DecodeError> {
+        let bounds = Self::session_bounds(&self.config.tuning);
+        self.sessions = SessionTable::from_image(bounds, &checkpoint.sessions)?;
+        self.execution.stand_at(checkpoint.slot);
+        self.commit.stand_at(checkpoint.slot);
+        self.stable = checkpoint.slot;
+        let digest = self.sessions.digest();
+        self.checkpoints
+            .stand_at(checkpoint, (service, digest, self.config.config_digest));
+        Ok(())
+    }
+
+    /// 2: a twin that lags past the end resynchronises from the agreed STATE and nothing else.
+    pub(super) fn handle_lapped(&mut self, position: Position, state: &[u8]) {
+        let (shape, host) = (self.config.shape, self.config.host());
+        let log = HostLog::from_state(shape, host, state);
+        // One of `q` twins is correct, and has made it from its own automaton.
+        self.log = log.expect("q twins agreed on a STATE of this host");
+        assert_eq!(self.log.end(), position, "STATE is that of its position");
+        self.own.clear();
+        self.adopt_log();
+    }
+
+    /// The host's automaton was replaced by an agreed STATE: this twin's own side of it follows.
+    pub(super) fn adopt_log(&mut self) {
+        let (accepted, accepted_history) = self.log.accepted();
+        let committed = self.commit.committed();
+        if !self.owns(accepted, accepted_history) {
+            // Only what is committed is sure to be in the host's log.
+            self.slots.drop_from(committed.next());
+        }
+        self.views.forget_adoption();
+        self.backup.leave_view();
+        self.backup.set_tip(committed);
+        self.take_over_chain(accepted, accepted_history);
+        self.leader_voided(accepted.next());
+        let mut slot = accepted.next();
+        while self.log.candidate(slot).is_some() {
+            self.candidate_appeared(slot);
+            let (me, candidate) = (self.config.twin(), self.log.candidate(slot));
+            if let Some((attempt, endorsed)) =
+                candidate.and_then(|c| Some((c.attempt, c.vote_of(me)?)))
+            {
+                self.voting.recall_own(slot, attempt, endorsed);
+            }
+            slot = slot.next();
+        }
+        self.raise_tip();
+    }
+
+    /// Takes the slots up to this one over from the write-ahead log, as far down as they are there and needed.
+    pub(super) fn take_over_chain(&mut self, slot: Slot, history: Digest) {
+        if self.recovery.slots.is_empty() {
+            return;
+        }
+        let (mut slot, mut history) = (slot, history);
+        while slot > self.execution.begun()
+            && self
+                .slots
+                .get(slot)
+                .is_none_or(|data| data.history != history)
+        {
+            let Some(kept) = self.recovery.slots.get(&(slot, history)) else {
+                return;
+            };
+            let previous = kept.previous;
+            let data = self.slot_data(slot, history, kept);
+            for request in &data.requests {
+                self.voting.note_proposed(request.client, request.seq, slot);
+            }
+            self.slots.insert(slot, data);
+            slot = Slot(slot.0 - 1);
+            history = previous;
+        }
+    }
+
+    fn slot_data(&self, slot: Slot, history: Digest, kept: &KeptSlot) -> SlotData {
+        let shape = self.config.shape;
+        let view = match kept.certificate.as_ref().map(|c| &c.signed.statement) {
+            Some(Statement::Order { view, .. }) => *view,
+            _ => self.recovery.view_of(slot, history).unwrap_or_default(),
+        };
+        let primary = shape.primary(view);
+        let incarnation = kept.certificate.as_ref().map_or_else(
+            || self.config.incarnation,
+            |certificate| certificate.signed.incarnation,
+        );
+        let mut data = SlotData::new(
+            (view, primary, incarnation),
+            history,
+            kept.timestamp_us,
+            kept.bodies.iter().map(Request::reference).collect(),
+            kept.bodies.iter().cloned().map(Some).collect(),
+            self.now.mono_us,
+        );
+        data.is_persisted = true;
+        for authenticator in kept.certificate.iter().flat_map(|c| &c.authenticators) {
+            data.add_signature(authenticator.clone());
+        }
+        if primary == self.config.host() && slot <= self.log.accepted().0 {
+            // Decided, so it may be signed again (release rule); a MAC of the same bytes is the same.
+            let statement = Statement::Order {
+                view,
+                slot,
+                history,
+            };
+            let signed = self.signed(statement);
+            data.add_signature(self.config.keys.sign(shape, &signed));
+        }
+        data
+    }
+
+    /// Own entries of the log are this twin's memory of what it has said.
+    pub(super) fn note_posted(&mut self, bytes: &[u8]) {
+        if self.recovery.is_replaying() {
+            self.recovery.posted.insert(Digest::of(bytes));
+        }
+    }
+
+    /// Until the start is over nothing is revealed: posts are held back, questions alone go out.
+    pub(super) fn silence(&mut self, before: usize, out: &mut Effects) {
+        let replaying = self.recovery.is_replaying();
+        for effect in out.0.split_off(before) {
+            match effect {
+                // A question promises nothing.
+                Effect::Post {
+                    entry: entry @ Entry::Need { .. },
+                    lazy,
+                } if !replaying => out.push(Effect::Post { entry, lazy }),
+                Effect::Post { entry, lazy } => self.recovery.hold(entry, lazy),
+                Effect::Send { to, message } => {
+                    let question = matches!(
+                        *message,
+                        PeerMessage::FetchSlots { .. }
+                            | PeerMessage::FetchChain { .. }
+                            | PeerMessage::FetchNewView { .. }
+                    );
+                    if question && !replaying {
+                        out.push(Effect::Send { to, message });
+                    }
+                }
+                Effect::Persist(record) => {
+                    let is_known = replaying
+                        && self
+                            .recovery
+                            .known
+                            .contains(&Digest::of(&canonical(&record)));
+                    if !is_known {
+                        out.push(Effect::Persist(record));
+                    }
+                }
+                Effect::Reply(_) | Effect::Answer { .. } => {}
+                Effect::Execute(_)
+                | Effect::Checkpoint(_)
+                | Effect::Query { .. }
+                | Effect::Refuse { .. }
+                | Effect::RefuseQuery { .. }
+                | Effect::Trim { .. }
+                | Effect::Evidence(_) => out.push(effect),
+            }
+        }
+    }
+
+    /// Goes on with the start; when it is over, what was held back is posted.
+    pub(super) fn poll_recovery(&mut self, out: &mut Effects) {
+        if let Phase::Replaying { until } = self.recovery.phase
+            && self.log.end() >= until
+        {
+            self.recovery.phase = Phase::CatchingUp;
+            self.raise_tip();
+        }
+        let lacks = self.views.is_adopting() || self.first_missing().is_some();
+        if self.recovery.phase == Phase::CatchingUp && !lacks {
+            self.recovery.phase = Phase::Running;
+            self.raise_tip();
+            self.speak_again(out);
+        }
+    }
+
+    /// When the start can go on without an input of its own.
+    pub(super) fn recovery_deadline(&self) -> Option<u64> {
+        match self.recovery.phase {
+            Phase::Replaying { until } if self.log.end() >= until => Some(self.now.mono_us),
+            Phase::Replaying { .. } | Phase::CatchingUp | Phase::Running => None,
+        }
+    }
+
+    /// The first words: promises that the log lacks, then what was held back and the log lacks.
+    fn speak_again(&mut self, out: &mut Effects) {
+        let recovery = std::mem::take(&mut self.recovery);
+        let (left, wished) = self.log.standing_of(self.config.twin());
+        let promised = |view_of: fn(&Entry) -> Option<View>| {
+            let views = recovery.promises.iter().filter_map(view_of);
+            views.max().unwrap_or_default()
+        };
+        let accepted = promised(|entry| match entry {
+            Entry::NvAccept { view, .. } => Some(*view),
+            _ => None,
+        });
+        let promised_left = promised(|entry| match entry {
+            Entry::Leave { view, .. } => Some(*view),
+            _ => None,
+        });
+        self.views.recall(left.max(promised_left), accepted);
+        self.suspicion.recall(wished);
+        self.suspect_anew(false);
+        self.heartbeats.reset(self.now.mono_us);
+        let is_posted = |entry: &Entry| recovery.posted.contains(&Digest::of(&canonical(entry)));
+        // Appends are FIFO, so the log has every promise before the last one that it shows.
+        let shown = recovery.promises.iter().rposition(is_posted);
+        let first = shown.map_or(0, |last| last + 1);
+        if !recovery.remembers {
+            // 8: what the host has accepted is in the new write-ahead log; from here on it counts.
+            let epoch = self.config.epoch;
+            out.push(Effect::Persist(Record::Joined { epoch }));
+        }
+        for promise in &recovery.promises[first..] {
+            if self.still_counts(promise) {
+                out.post(promise.clone());
+            }
+        }
+        for (entry, lazy) in recovery.held {
+            if !is_posted(&entry) && self.is_still_wanted(&entry) {
+                out.push(Effect::Post { entry, lazy });
+            }
+        }
+        if let Some(view) = self.log.live_view().filter(|_| !self.log.is_primary()) {
+            // 6: an ACK is sent again until superseded; its signatures may lie below the log's head.
+            let (slot, history) = self.log.accepted();
+            if slot > Slot(0) {
+                self.handle_accepted(view, slot, history, out);
+            }
+        }
+    }
+
+    /// Whether a promise that the log may lack still decides something; those that do not need not be repeated.
+    fn still_counts(&mut self, promise: &Entry) -> bool {
+        let accepted = self.log.accepted().0;
+        match promise {
+            Entry::Endorse {
+                view,
+                slot,
+                attempt,
+                history,
+                ..
+            } => {
+                let me = self.config.twin();
+                let candidate = self.log.candidate(*slot).is_some_and(|candidate| {
+                    (candidate.attempt, candidate.history) == (*attempt, *history)
+                        && !candidate.has_vote_of(me)
+                });
+                let counts = candidate && self.log.live_view() == Some(*view);
+                if counts {
+                    self.voting.recall_own(*slot, *attempt, true);
+                }
+                counts
+            }
+            Entry::Accept { view, slot, .. } => {
+                self.log.live_view() == Some(*view) && *slot > accepted
+            }
+            Entry::Checkpoint { slot, .. } => *slot <= accepted,
+            Entry::Leave { view, .. } => {
+                view.0 > 0 && !self.log.has_left(self.config.twin(), View(view.0 - 1))
+            }
+            Entry::Jump { slot, .. } => *slot > accepted,
+            Entry::Sign {
+                statement: Statement::Order { slot, .. },
+                ..
+            } => *slot > self.commit.committed(),
+            _ => true,
+        }
+    }
+
+    fn is_still_wanted(&self, entry: &Entry) -> bool {
+        match entry {
+            Entry::Results { slot, .. } => {
+                self.log.result_votes(*slot) > 0 || slot.0 + RESULTS_AGAIN > self.log.accepted().0.0
+            }
+            Entry::Accept { view, slot, .. } => {
+                self.log.live_view() == Some(*view) && *slot > self.log.accepted().0
+            }
+            _ => true,
+        }
+    }
+}
+
+impl Replica {
+    /// The end of this twin's own chain on a backup host, as far as it holds it: what its host has accepted, and what
+    /// it has promised to accept beyond.
+    pub(super) fn raise_tip(&mut self) {
+        let Some(view) = self.log.live_view().filter(|_| !self.log.is_primary()) else {
+            return;
+        };
+        let held = match self.first_missing() {
+            Some(missing) => Slot(missing.0 - 1),
+            None => self.log.accepted().0.max(self.execution.begun()),
+        };
+        self.backup.raise_tip(held);
+        while let Some(slot) = self.promised_next(view) {
+            self.backup.raise_tip(slot);
+        }
+    }
+
+    /// The slot after the tip, when the write-ahead log promises its acceptance in this view.
+    fn promised_next(&mut self, view: View) -> Option<Slot> {
+        let tip = self.backup.tip();
+        let (slot, end) = (tip.next(), self.history_of(tip)?);
+        let promised = self.recovery.promises.iter().rev();
+        let history = promised.into_iter().find_map(|promise| match promise {
+            Entry::Accept {
+                view: v,
+                slot: s,
+                history,
+            } if (*v, *s) == (view, slot) => Some(*history),
+            _ => None,
+        })?;
+        let kept = self.recovery.slots.get(&(slot, history))?;
+        if kept.previous != end {
+            return None;
+        }
+        let data = self.slot_data(slot, history, kept);
+        self.slots.insert(slot, data);
+        Some(slot)
+    }
+}
