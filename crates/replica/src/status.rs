@@ -246,6 +246,7 @@ pub fn core_json(report: &CoreReport) -> Value {
         "state": report.state.unwrap_or(status.state),
         "role": status.role.name(),
         "view": status.view.0,
+        "view_changes": status.view_changes,
         // On the primary host the last accepted slot is the last decided one.
         "decided": status.accepted.0,
         "accepted": status.accepted.0,

@@ -99,7 +99,9 @@ fn live_hosts(cluster: &Cluster, asked: &[Asked]) -> Vec<u8> {
         let twins = asked
             .iter()
             .filter(|asked| asked.host == host && asked.twin.is_some());
-        twins.filter(|twin| twin.state() == Some("running")).count()
+        // One that suspects the primary goes on as long as its host has not left the view.
+        let takes_part = |state| matches!(state, Some("running" | "suspecting"));
+        twins.filter(|twin| takes_part(twin.state())).count()
     };
     let hosts = cluster.config.hosts.iter().map(|host| host.id);
     hosts

@@ -76,9 +76,18 @@ impl Replica {
     /// to its siblings through the postbox; who does not get them so asks for them.
     pub(super) fn send_ack(&self, view: View, certificate: Certificate, out: &mut Effects) {
         let shape = self.config.shape;
+        let beats = matches!(
+            certificate.signed.statement,
+            Statement::Ack { beat: Some(_), .. }
+        );
         let message = Arc::new(PeerMessage::Certificate(certificate));
         if shape.host_quorum() > 2 {
             self.send_to_counterparts(shape.all_hosts(), &message, out);
+            return;
+        }
+        // 6: every twin of the primary host wants to know that its heartbeat was heard.
+        if beats {
+            self.send_to_counterparts([shape.primary(view)].into_iter(), &message, out);
             return;
         }
         let to = shape.leader(view);

@@ -58,6 +58,8 @@ impl Cluster {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let layout = Layout::new(directory.path());
         let mut config = ClusterConfig::example(hosts, twins, 2, 7000);
+        // Tests share the machine: a twin that waits for a processor is not suspected, unless the test says so.
+        config.protocol.suspect_after_ms = 20_000;
         edit(&mut config);
         let mut ports = free_ports(usize::from(hosts) * usize::from(twins)).into_iter();
         let mut serial = 0u8;
@@ -278,6 +280,14 @@ impl Cluster {
             .expect("kill(1)");
         assert!(killed.success());
         child.wait().expect("our own child")
+    }
+
+    /// Sends SIGKILL to a replica and waits for its end.
+    pub fn kill(&mut self, id: ReplicaId) {
+        let at = self.replicas.iter().position(|(known, _)| *known == id);
+        let (_, mut child) = self.replicas.remove(at.expect("it runs"));
+        child.kill().expect("our own child");
+        child.wait().expect("our own child");
     }
 
     /// The process of a replica.
