@@ -1,27 +1,30 @@
 //! The keys of everybody, made once for each shape: key agreement is slow, and no seed depends on it.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, OnceLock};
+use std::rc::Rc;
 
-use twinbft_types::{KeyContext, KeyRing, ProcessId, PublicKey, SecretKey, Shape};
+use twinbft_types::{Digest, Domain, KeyContext, KeyRing, ProcessId, PublicKey, SecretKey, Shape};
 
 /// Most clients of a scenario.
 pub const CLIENTS_MAX: u32 = 8;
 
 /// Everybody's key ring.
 #[derive(Clone, Debug)]
-pub struct Cast(BTreeMap<ProcessId, KeyRing>);
+pub struct Cast(Rc<BTreeMap<ProcessId, KeyRing>>);
 
 impl Cast {
     /// The cast for clusters of this shape.
     pub fn of(shape: Shape) -> Self {
-        static CASTS: OnceLock<Mutex<BTreeMap<(u8, u8), Cast>>> = OnceLock::new();
-        let casts = CASTS.get_or_init(Mutex::default);
-        let mut casts = casts.lock().expect("no cast panics");
-        casts
-            .entry((shape.hosts(), shape.twins()))
-            .or_insert_with(|| Self::make(shape))
-            .clone()
+        thread_local! {
+            static CASTS: RefCell<BTreeMap<(u8, u8), Cast>> = const { RefCell::new(BTreeMap::new()) };
+        }
+        CASTS.with_borrow_mut(|casts| {
+            casts
+                .entry((shape.hosts(), shape.twins()))
+                .or_insert_with(|| Self::make(shape))
+                .clone()
+        })
     }
 
     fn make(shape: Shape) -> Self {
@@ -29,10 +32,8 @@ impl Cast {
             cluster_id: "simulated".to_owned(),
             key_epoch: 0,
         };
-        let ids = shape
-            .all_replicas()
-            .map(ProcessId::Twin)
-            .chain((0..CLIENTS_MAX).map(ProcessId::Client));
+        let clients = || (0..CLIENTS_MAX).map(ProcessId::Client);
+        let ids = shape.all_replicas().map(ProcessId::Twin).chain(clients());
         let secrets: BTreeMap<ProcessId, SecretKey> = ids
             .enumerate()
             .map(|(n, id)| {
@@ -44,16 +45,17 @@ impl Cast {
             .iter()
             .map(|(id, key)| (*id, key.public()))
             .collect();
-        let rings = secrets
-            .into_iter()
-            .map(|(id, secret)| {
-                (
-                    id,
-                    KeyRing::new(context.clone(), id, secret, public.clone()),
-                )
-            })
-            .collect();
-        Self(rings)
+        let make_ring = |(id, secret)| {
+            let mut ring = KeyRing::new(context.clone(), id, secret, public.clone());
+            if matches!(id, ProcessId::Twin(_)) {
+                // Keys with clients are agreed on first use: here once for all runs.
+                for client in clients() {
+                    let _agreed = ring.mac(client, Domain::Request, Digest::ZERO);
+                }
+            }
+            (id, ring)
+        };
+        Self(Rc::new(secrets.into_iter().map(make_ring).collect()))
     }
 
     /// One process's ring.

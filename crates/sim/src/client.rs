@@ -4,10 +4,15 @@ use std::collections::BTreeMap;
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
-use twinbft_client::session::{Event, Session, SessionConfig};
+use twinbft_client::history::{Action, End, History, Observed, OperationId};
+use twinbft_client::session::{Event, Session, SessionConfig, ViewHints};
 use twinbft_types::{ClientId, Nonce, Seq};
 
+use crate::scenario::{ClientKind, ClientPlan};
 use crate::service::Operation;
+
+/// Registers that clients with a session use; those without one keep to the others.
+pub const KEYS: u8 = 3;
 
 /// An operation as its client saw it.
 #[derive(Clone, Debug)]
@@ -32,12 +37,14 @@ pub struct Returned {
 #[derive(Debug)]
 pub struct Client {
     pub session: Session,
+    pub hints: ViewHints,
     pub id: ClientId,
+    pub plan: ClientPlan,
     /// Operations still to begin.
     pub left: u32,
-    pub depth: usize,
-    fast_reads: u8,
     pub history: Vec<Recorded>,
+    /// The same operations in the history of all clients.
+    ids: Vec<OperationId>,
     by_seq: BTreeMap<Seq, usize>,
     by_nonce: BTreeMap<Nonce, usize>,
     next_value: u64,
@@ -46,15 +53,16 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(config: SessionConfig, left: u32, depth: usize, fast_reads: u8) -> Self {
+    pub fn new(config: SessionConfig, plan: ClientPlan) -> Self {
         let id = config.client;
         Self {
+            hints: ViewHints::new(config.shape),
             session: Session::new(config),
             id,
-            left,
-            depth,
-            fast_reads,
+            left: plan.operations,
+            plan,
             history: Vec::new(),
+            ids: Vec::new(),
             by_seq: BTreeMap::new(),
             by_nonce: BTreeMap::new(),
             next_value: 1,
@@ -63,19 +71,23 @@ impl Client {
         }
     }
 
+    pub fn is_honest(&self) -> bool {
+        self.plan.kind == ClientKind::Honest
+    }
+
     pub fn is_done(&self) -> bool {
         self.left == 0 && self.by_seq.is_empty() && self.by_nonce.is_empty()
     }
 
     /// Begins operations while there is room.
-    pub fn begin(&mut self, now_us: u64, rng: &mut ChaCha8Rng) {
-        while self.left > 0 && self.by_seq.len() + self.by_nonce.len() < self.depth {
-            let key = rng.random_range(0..3);
-            let fast = rng.random_range(0..=255u8) < self.fast_reads;
+    pub fn begin(&mut self, now_us: u64, rng: &mut ChaCha8Rng, all: &mut History) {
+        while self.left > 0 && self.by_seq.len() + self.by_nonce.len() < self.plan.depth {
+            let key = rng.random_range(0..KEYS);
+            let fast = rng.random_range(0..=255u8) < self.plan.fast_reads;
             let operation = if fast || rng.random_bool(0.3) {
                 Operation::Read { key }
             } else {
-                let value = u64::from(self.id.key) << 32 | self.next_value;
+                let value = u64::from(self.id.key + 1) << 32 | self.next_value;
                 self.next_value += 1;
                 Operation::Write { key, value }
             };
@@ -92,6 +104,9 @@ impl Client {
                 self.by_seq.insert(seq, index);
             }
             self.left -= 1;
+            let (key, action) = action(operation);
+            self.ids
+                .push(all.begin(u64::from(self.id.key), vec![key].into(), action));
             self.history.push(Recorded {
                 client: self.id,
                 operation,
@@ -102,14 +117,20 @@ impl Client {
     }
 
     /// Takes in what the session reports.
-    pub fn drain_events(&mut self, now_us: u64) {
+    pub fn drain_events(&mut self, now_us: u64, all: &mut History) {
         while let Some(event) = self.session.poll_event() {
             match event {
                 Event::Completed {
                     seq, slot, result, ..
                 } => {
                     let index = self.by_seq.remove(&seq).expect("asked for");
-                    self.returned(index, now_us, slot.0, result.to_vec(), false);
+                    let returned = Returned {
+                        at_us: now_us,
+                        slot: slot.0,
+                        value: result.to_vec(),
+                        fast: false,
+                    };
+                    self.returned(index, returned, all);
                 }
                 Event::Failed { seq, reason } => {
                     self.by_seq.remove(&seq);
@@ -121,7 +142,13 @@ impl Client {
                     result,
                 } => {
                     let index = self.by_nonce.remove(&nonce).expect("asked for");
-                    self.returned(index, now_us, version, result.to_vec(), true);
+                    let returned = Returned {
+                        at_us: now_us,
+                        slot: version,
+                        value: result.to_vec(),
+                        fast: true,
+                    };
+                    self.returned(index, returned, all);
                 }
                 Event::QueryFallBack { nonce, .. } => {
                     let index = self.by_nonce.remove(&nonce).expect("asked for");
@@ -135,12 +162,28 @@ impl Client {
         }
     }
 
-    fn returned(&mut self, index: usize, at_us: u64, slot: u64, value: Vec<u8>, fast: bool) {
-        self.history[index].returned = Some(Returned {
-            at_us,
-            slot,
-            value,
-            fast,
-        });
+    fn returned(&mut self, index: usize, returned: Returned, all: &mut History) {
+        let observed = match self.history[index].operation {
+            Operation::Read { .. } => Observed::Value(value(&returned.value)),
+            Operation::Write { .. } => Observed::Written,
+        };
+        all.end(self.ids[index], End::Observed(observed));
+        self.history[index].returned = Some(returned);
+    }
+}
+
+/// A register that was never written reads as 0.
+fn value(bytes: &[u8]) -> Option<bytes::Bytes> {
+    let written = bytes.iter().any(|byte| *byte != 0);
+    written.then(|| bytes::Bytes::copy_from_slice(bytes))
+}
+
+fn action(operation: Operation) -> (u8, Action) {
+    match operation {
+        Operation::Read { key } => (key, Action::Read),
+        Operation::Write { key, value } => (
+            key,
+            Action::Write(bytes::Bytes::copy_from_slice(&value.to_le_bytes())),
+        ),
     }
 }

@@ -5,15 +5,29 @@
 //! run, step for step. After each step the oracles look at everything (protocol.md 11).
 #![forbid(unsafe_code)]
 
+mod agenda;
 mod byzantine;
 mod cast;
 mod client;
 mod oracles;
 mod replica;
+mod rogue;
 mod scenario;
 mod service;
+mod shrink;
+mod trace;
 mod world;
 
 pub use oracles::Violation;
-pub use scenario::Scenario;
-pub use world::{Report, World};
+pub use scenario::{Edit, Scenario};
+pub use shrink::{Smallest, run_caught, shrink};
+pub use trace::Tracer;
+pub use world::{Detection, Report, World};
+
+/// Runs one scenario to its end, untraced.
+///
+/// # Errors
+/// The first broken invariant.
+pub fn run(scenario: Scenario) -> Result<Report, Violation> {
+    World::new(scenario, Tracer::Off).run()
+}

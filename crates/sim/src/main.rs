@@ -1,12 +1,12 @@
 //! Runs simulated clusters: `twinbft-sim run --seeds 1000`.
 #![forbid(unsafe_code)]
 
-use std::process::ExitCode;
-use std::time::Instant;
+mod commands;
 
-use anyhow::bail;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
-use twinbft_sim::{Report, Scenario, World};
+use twinbft_sim::Edit;
 
 /// Deterministic simulation of whole clusters.
 #[derive(Parser)]
@@ -18,67 +18,49 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Run many seeds; stop at the first that breaks an invariant.
-    Run {
-        /// How many.
-        #[arg(long, default_value_t = 1000)]
-        seeds: u64,
-        /// The first.
-        #[arg(long, default_value_t = 0)]
-        first: u64,
-    },
-    /// Run one seed and print what happened.
-    Seed {
+    Run(Seeds),
+    /// Run many seeds and count what became of the wrong outputs of single twins.
+    Detection(Seeds),
+    /// Run one seed and print its scenario and what it came to.
+    Seed(One),
+    /// Run one seed and print everything that happens, and its digest.
+    Trace(One),
+    /// Take things out of a failing seed's scenario while it still fails, and print the smallest that does.
+    Shrink {
         /// Which.
         seed: u64,
     },
 }
 
+#[derive(clap::Args, Clone, Copy)]
+struct Seeds {
+    /// How many.
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// The first.
+    #[arg(long, default_value_t = 0)]
+    first: u64,
+    /// Go on after a violation and print one line for each.
+    #[arg(long)]
+    keep_going: bool,
+}
+
+#[derive(clap::Args)]
+struct One {
+    /// Which.
+    seed: u64,
+    /// Take something out of the seed's scenario first: fault:2, double:1/0, client:3, operations:4, depth,
+    /// fast-reads, loss, duplication, delay, batch, pipeline. As `shrink` prints them.
+    #[arg(long, value_delimiter = ',')]
+    without: Vec<Edit>,
+}
+
 fn main() -> anyhow::Result<ExitCode> {
     match Args::parse().command {
-        Command::Run { seeds, first } => run(first, seeds),
-        Command::Seed { seed } => {
-            println!("{:#?}", Scenario::from_seed(seed));
-            println!("{:#?}", run_one(seed, true)?);
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Run(seeds) => commands::run(seeds),
+        Command::Detection(seeds) => commands::detection(seeds),
+        Command::Seed(one) => commands::seed(&one),
+        Command::Trace(one) => commands::trace(&one),
+        Command::Shrink { seed } => commands::shrink(seed),
     }
-}
-
-fn run_one(seed: u64, traced: bool) -> anyhow::Result<Report> {
-    let mut scenario = Scenario::from_seed(seed);
-    scenario.traced = traced;
-    match World::new(scenario).run() {
-        Ok(report) => Ok(report),
-        Err(violation) => bail!("seed {seed}: {violation}\nrepeat with: twinbft-sim seed {seed}"),
-    }
-}
-
-fn run(first: u64, seeds: u64) -> anyhow::Result<ExitCode> {
-    let begin = Instant::now();
-    let mut total = Report::default();
-    for seed in first..first + seeds {
-        let report = run_one(seed, false)?;
-        total.steps += report.steps;
-        total.messages += report.messages;
-        total.slots += report.slots;
-        total.view += report.view;
-        total.completed += report.completed;
-        total.divergences += report.divergences;
-        total.culprits += report.culprits;
-        total.stalled += report.stalled;
-    }
-    let seconds = begin.elapsed().as_secs_f64();
-    println!(
-        "{seeds} seeds, {:.0} a second: {} steps, {} messages, {} slots, {} views, {} operations, {} divergences, {} culprits, {} stalled without state transfer, no violation",
-        f64::from(u32::try_from(seeds)?) / seconds,
-        total.steps,
-        total.messages,
-        total.slots,
-        total.view,
-        total.completed,
-        total.divergences,
-        total.culprits,
-        total.stalled,
-    );
-    Ok(ExitCode::SUCCESS)
 }

@@ -1,11 +1,20 @@
 //! One simulated twin: the real core, a service, a channel to its host's postbox.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use twinbft_core::{CoreConfig, Effect, Effects, Input, PeerFault, Replica, Tick};
-use twinbft_types::ReplicaId;
+use twinbft_types::{Entry, ReplicaId};
 
-use crate::byzantine::Double;
+use crate::byzantine::Puppet;
 use crate::service::Service;
+
+/// A post under way: the bytes, and the entry when they are one.
+#[derive(Debug)]
+pub struct Post {
+    pub bytes: Bytes,
+    pub entry: Option<Box<Entry>>,
+}
 
 /// A twin.
 #[derive(Debug)]
@@ -13,44 +22,66 @@ pub struct Twin {
     pub id: ReplicaId,
     pub core: Replica,
     pub service: Service,
-    pub double: Option<Double>,
+    /// `None` for a correct twin.
+    pub puppet: Option<Puppet>,
     /// The next position of the log to read.
     pub position: u64,
+    /// When the next reading of the log is scheduled.
+    pub read_at_us: Option<u64>,
     /// The next append number.
     pub append_number: u64,
-    /// Entries that the postbox refused for room, in order.
-    pub refused: std::collections::VecDeque<Bytes>,
+    /// Entries that the postbox has not taken yet, in order.
+    pub posts: VecDeque<Post>,
     /// What this twin's clock shows beyond true time, in microseconds.
     pub skew_us: i64,
     /// The timer that is set, to ignore earlier ones.
     pub timer_us: Option<u64>,
+    /// When its service is free again: it answers in order.
+    pub service_free_us: u64,
+    /// Records of its write-ahead log that were written, and that are durable.
+    pub records: u64,
+    pub synced: u64,
+    /// What waits for records to be durable, and for how many.
+    pub held: VecDeque<(u64, Effect)>,
 }
 
 impl Twin {
-    pub fn new(config: CoreConfig, double: Option<Double>, skew_us: i64) -> Self {
+    pub fn new(config: CoreConfig, puppet: Option<Puppet>, skew_us: i64) -> Self {
         Self {
             id: config.me,
             core: Replica::new(config),
             service: Service::default(),
-            double,
+            puppet,
             position: 0,
+            read_at_us: None,
             append_number: 0,
-            refused: std::collections::VecDeque::new(),
+            posts: VecDeque::new(),
             skew_us,
             timer_us: None,
+            service_free_us: 0,
+            records: 0,
+            synced: 0,
+            held: VecDeque::new(),
         }
     }
 
+    pub const fn is_correct(&self) -> bool {
+        self.puppet.is_none()
+    }
+
     /// One step of the core at true time `now_us`.
-    pub fn step(&mut self, now_us: u64, input: Input) -> (Vec<Effect>, Result<(), PeerFault>) {
+    pub fn step(
+        &mut self,
+        now_us: u64,
+        input: Input,
+        effects: &mut Effects,
+    ) -> Result<(), PeerFault> {
         const BEGINNING_US: i64 = 1_700_000_000_000_000;
         let wall = BEGINNING_US + self.skew_us + i64::try_from(now_us).expect("runs are short");
         let tick = Tick {
             mono_us: now_us,
             wall_us: u64::try_from(wall).expect("after 1970"),
         };
-        let mut effects = Effects::default();
-        let result = self.core.step(tick, input, &mut effects);
-        (effects.0, result)
+        self.core.step(tick, input, effects)
     }
 }

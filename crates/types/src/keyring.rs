@@ -1,6 +1,7 @@
 //! The MAC keys that one process shares with all others, and what is done with them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::digest::Digest;
 use crate::ids::{HostId, ProcessId, ReplicaId, TwinId};
@@ -17,15 +18,16 @@ struct Pair {
 
 /// The keys of one process.
 ///
-/// Keys with replicas are derived when the ring is made; those with clients on first use, and kept.
+/// Keys with replicas are derived when the ring is made; those with clients on first use, and kept. A copy shares
+/// what it can with its original.
 #[derive(Clone, Debug)]
 pub struct KeyRing {
     context: KeyContext,
     me: ProcessId,
     secret: SecretKey,
-    replicas: BTreeMap<ReplicaId, Pair>,
-    public: BTreeMap<ProcessId, PublicKey>,
-    others: BTreeMap<ProcessId, Pair>,
+    replicas: Arc<BTreeMap<ReplicaId, Pair>>,
+    public: Arc<BTreeMap<ProcessId, PublicKey>>,
+    others: Arc<BTreeMap<ProcessId, Pair>>,
 }
 
 impl KeyRing {
@@ -41,9 +43,9 @@ impl KeyRing {
             context,
             me,
             secret,
-            replicas: BTreeMap::new(),
-            public,
-            others: BTreeMap::new(),
+            replicas: Arc::default(),
+            public: Arc::new(public),
+            others: Arc::default(),
         };
         let replicas: Vec<ReplicaId> = ring
             .public
@@ -53,23 +55,19 @@ impl KeyRing {
                 ProcessId::Client(_) | ProcessId::Admin(_) => None,
             })
             .collect();
-        for replica in replicas {
-            if let Some(pair) = ring.derive(ProcessId::Twin(replica)) {
-                ring.replicas.insert(replica, pair);
-            }
-        }
+        let pairs = replicas
+            .into_iter()
+            .filter_map(|replica| Some((replica, ring.derive(ProcessId::Twin(replica))?)))
+            .collect();
+        ring.replicas = Arc::new(pairs);
         ring
     }
 
     fn derive(&self, other: ProcessId) -> Option<Pair> {
         let public = self.public.get(&other)?;
-        let key = |sender, receiver| {
-            MacKey::derive(&self.context, &self.secret, public, sender, receiver)
-        };
-        Some(Pair {
-            outgoing: key(self.me, other),
-            incoming: key(other, self.me),
-        })
+        let [outgoing, incoming] =
+            MacKey::derive_both(&self.context, &self.secret, public, self.me, other);
+        Some(Pair { outgoing, incoming })
     }
 
     fn pair(&mut self, other: ProcessId) -> Option<&Pair> {
@@ -78,7 +76,7 @@ impl KeyRing {
         }
         if !self.others.contains_key(&other) {
             let pair = self.derive(other)?;
-            self.others.insert(other, pair);
+            Arc::make_mut(&mut self.others).insert(other, pair);
         }
         self.others.get(&other)
     }

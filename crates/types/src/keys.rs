@@ -167,7 +167,28 @@ impl MacKey {
         sender: ProcessId,
         receiver: ProcessId,
     ) -> Self {
+        Self::expand(context, &own.agree(other), sender, receiver)
+    }
+
+    /// The keys of `me` for `peer` and of `peer` for `me`; one key agreement, which is the slow part, serves both.
+    pub(crate) fn derive_both(
+        context: &KeyContext,
+        own: &SecretKey,
+        other: &PublicKey,
+        me: ProcessId,
+        peer: ProcessId,
+    ) -> [Self; 2] {
         let shared = own.agree(other);
+        [(me, peer), (peer, me)]
+            .map(|(sender, receiver)| Self::expand(context, &shared, sender, receiver))
+    }
+
+    fn expand(
+        context: &KeyContext,
+        shared: &x25519_dalek::SharedSecret,
+        sender: ProcessId,
+        receiver: ProcessId,
+    ) -> Self {
         let info = canonical(&(context, sender, receiver));
         let mut key = [0u8; 32];
         Hkdf::<Sha256>::new(Some(b"twinbft/v1/mac-key"), shared.as_bytes())

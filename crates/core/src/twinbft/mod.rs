@@ -30,7 +30,6 @@ mod suspicion;
 mod views;
 mod voting;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use twinbft_types::wire::PeerMessage;
@@ -488,8 +487,8 @@ impl Replica {
 
     /// Counts of what is kept, for the bounded-memory oracle (protocol.md 11, invariant 9).
     #[must_use]
-    pub fn footprint(&self) -> BTreeMap<&'static str, usize> {
-        BTreeMap::from([
+    pub fn footprint(&self) -> [(&'static str, usize); 9] {
+        [
             ("slots", self.slots.len()),
             ("pool", self.pool.len()),
             ("sessions", self.sessions.len()),
@@ -499,7 +498,7 @@ impl Replica {
             ("queue", self.leader.len()),
             ("forwards", self.forwards.len()),
             ("chain", self.chain.len()),
-        ])
+        ]
     }
 }
 

@@ -415,7 +415,7 @@ impl Driver {
             held: self.held.status(),
             service: self.service.status(),
             driver: self.report,
-            footprint: self.core.footprint(),
+            footprint: self.core.footprint().into(),
             #[cfg(feature = "byzantine-doubles")]
             double: self.doubles.acting(),
             #[cfg(not(feature = "byzantine-doubles"))]

@@ -1,8 +1,10 @@
 //! The invariants of protocol.md 11, one file each, checked while the simulation runs.
 
 mod agreement;
+mod certificates;
 mod evidence;
 mod histories;
+mod linear;
 mod memory;
 mod once;
 mod progress;
@@ -12,8 +14,10 @@ use std::fmt;
 
 use twinbft_types::{ClientId, Digest, Request, Seq, Slot};
 
+pub use certificates::Observer;
 pub use evidence::check_event;
 pub use histories::check_histories;
+pub use linear::check_linearizable;
 pub use memory::check_footprint;
 pub use progress::check_progress;
 

@@ -1,0 +1,217 @@
+//! Byzantine doubles: an honest core whose effects are rewritten before they leave the twin ([`rewrite`]), and which
+//! does things of its own in between ([`forge`]). A double has its twin's keys and nobody else's.
+
+mod forge;
+mod rewrite;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use twinbft_types::wire::{PeerMessage, Reply};
+use twinbft_types::{Entry, KeyRing, ReplicaId, Shape};
+
+pub use forge::Hints;
+
+/// How a twin deviates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Double {
+    /// Posts and sends nothing.
+    Mute,
+    /// Its RESULTs carry wrong digests.
+    WrongResult,
+    /// Its service computes wrong results: all that it says about them fits together.
+    WrongService,
+    /// Its CHECKPOINTs carry wrong digests.
+    WrongCheckpoint,
+    /// Its fast reads are answered wrongly, under a valid MAC.
+    WrongAnswer,
+    /// Its signatures are right for some receivers only.
+    SpoiltMacs,
+    /// Votes for nothing.
+    NoVotes,
+    /// NACKs whatever it is asked to endorse.
+    NackAll,
+    /// Drops half of what it would send or post.
+    Forgetful,
+    /// Posts and sends everything late, out of order.
+    Reordering,
+    /// Posts everything twice.
+    Repeating,
+    /// Posts and sends again what it has once posted and sent, at any time.
+    Replaying,
+    /// Posts random bytes and well-formed nonsense in between.
+    Noisy,
+    /// Posts entries of every kind with values near the right ones.
+    Forging,
+    /// Sends statements that its host never decided, under its own valid signature, and replies nobody agreed on.
+    Lying,
+    /// Sends different ORDERs to different receivers, and proposes twice for one slot.
+    Equivocating,
+    /// Posts one kind of entry until its quota is full.
+    Spamming,
+}
+
+const ALL: [Double; 17] = [
+    Double::Mute,
+    Double::WrongResult,
+    Double::WrongService,
+    Double::WrongCheckpoint,
+    Double::WrongAnswer,
+    Double::SpoiltMacs,
+    Double::NoVotes,
+    Double::NackAll,
+    Double::Forgetful,
+    Double::Reordering,
+    Double::Repeating,
+    Double::Replaying,
+    Double::Noisy,
+    Double::Forging,
+    Double::Lying,
+    Double::Equivocating,
+    Double::Spamming,
+];
+
+/// Most acts of its own of one double in one run: the log and the run stay short.
+const ACTS_MAX: u32 = 150;
+/// Entries and messages that a double remembers.
+const MEMORY_MAX: usize = 24;
+
+impl Double {
+    pub fn draw(rng: &mut ChaCha8Rng) -> Self {
+        ALL[rng.random_range(0..ALL.len())]
+    }
+}
+
+/// Something that a double does.
+#[derive(Debug)]
+pub enum Act {
+    Post(Entry),
+    PostBytes(Bytes),
+    Send(ReplicaId, Arc<PeerMessage>),
+    Reply(Reply),
+}
+
+/// A double at work.
+#[derive(Debug)]
+pub struct Puppet {
+    pub double: Double,
+    me: ReplicaId,
+    shape: Shape,
+    keys: KeyRing,
+    /// Entries that it has posted or read.
+    entries: Vec<Entry>,
+    /// Messages that it has sent or received.
+    messages: Vec<Arc<PeerMessage>>,
+    replies: Vec<Reply>,
+    acts_left: u32,
+    /// What [`Double::Reordering`] holds back.
+    held: Vec<twinbft_core::Effect>,
+    /// Which kind [`Double::Spamming`] posts.
+    kind: u32,
+}
+
+impl Puppet {
+    pub fn new(
+        double: Double,
+        me: ReplicaId,
+        shape: Shape,
+        keys: KeyRing,
+        rng: &mut ChaCha8Rng,
+    ) -> Self {
+        Self {
+            double,
+            me,
+            shape,
+            keys,
+            entries: Vec::new(),
+            messages: Vec::new(),
+            replies: Vec::new(),
+            acts_left: ACTS_MAX,
+            held: Vec::new(),
+            kind: rng.random_range(0..forge::ENTRY_KINDS),
+        }
+    }
+
+    /// Whether it remembers what it reads: only those that use it do.
+    pub const fn listens(&self) -> bool {
+        matches!(
+            self.double,
+            Double::Forging | Double::Lying | Double::Replaying | Double::Equivocating
+        )
+    }
+
+    /// It has read this entry.
+    pub fn note_entry(&mut self, entry: &Entry, rng: &mut ChaCha8Rng) {
+        remember(&mut self.entries, entry.clone(), rng);
+    }
+
+    /// It has received this message.
+    pub fn note_message(&mut self, message: &Arc<PeerMessage>, rng: &mut ChaCha8Rng) {
+        remember(&mut self.messages, message.clone(), rng);
+    }
+
+    /// What it does besides, after a step of its core.
+    pub fn act(&mut self, hints: &Hints, rng: &mut ChaCha8Rng) -> Vec<Act> {
+        let chance = match self.double {
+            Double::Noisy => 0.05,
+            Double::Forging | Double::Replaying => 0.15,
+            Double::Lying | Double::Equivocating => 0.1,
+            Double::Spamming => 0.3,
+            _ => return Vec::new(),
+        };
+        if self.acts_left == 0 || !rng.random_bool(chance) {
+            return Vec::new();
+        }
+        self.acts_left -= 1;
+        match self.double {
+            Double::Noisy => vec![Act::PostBytes(garbage(rng))],
+            Double::Forging => vec![Act::Post(self.forge_entry(hints, rng))],
+            Double::Replaying => self.replay(rng).into_iter().collect(),
+            Double::Lying => self.lie(hints, rng),
+            Double::Equivocating => self.equivocate(hints, rng),
+            Double::Spamming => (0..4).map(|_| Act::Post(self.spam(hints, rng))).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn replay(&self, rng: &mut ChaCha8Rng) -> Option<Act> {
+        match rng.random_range(0..3) {
+            0 => pick(&self.entries, rng).map(Act::Post),
+            1 => {
+                let to = self.any_peer(rng)?;
+                pick(&self.messages, rng).map(|message| Act::Send(to, message))
+            }
+            _ => pick(&self.replies, rng).map(Act::Reply),
+        }
+    }
+
+    fn any_peer(&self, rng: &mut ChaCha8Rng) -> Option<ReplicaId> {
+        let peers: Vec<ReplicaId> = self.shape.receivers(self.me.host).collect();
+        pick(&peers, rng)
+    }
+}
+
+fn remember<T>(memory: &mut Vec<T>, item: T, rng: &mut ChaCha8Rng) {
+    if memory.len() < MEMORY_MAX {
+        memory.push(item);
+    } else {
+        let place = rng.random_range(0..MEMORY_MAX);
+        memory[place] = item;
+    }
+}
+
+fn pick<T: Clone>(from: &[T], rng: &mut ChaCha8Rng) -> Option<T> {
+    if from.is_empty() {
+        return None;
+    }
+    Some(from[rng.random_range(0..from.len())].clone())
+}
+
+/// Bytes that are no entry.
+fn garbage(rng: &mut ChaCha8Rng) -> Bytes {
+    let mut bytes = vec![0; rng.random_range(0..64)];
+    rng.fill(&mut bytes[..]);
+    bytes.into()
+}

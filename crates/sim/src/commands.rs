@@ -1,0 +1,141 @@
+//! What the sub-commands do.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::bail;
+use twinbft_sim::{Report, Scenario, Tracer, World, run_caught};
+
+use crate::{One, Seeds};
+
+/// The sum of many reports.
+fn total(seeds: Seeds) -> anyhow::Result<(Report, u64, f64)> {
+    let begin = Instant::now();
+    let mut total = Report::default();
+    let mut violations = 0;
+    if seeds.keep_going {
+        // A panic is one line here, as any other violation.
+        std::panic::set_hook(Box::new(|_| {}));
+    }
+    for seed in seeds.first..seeds.first + seeds.seeds {
+        match run_caught(Scenario::from_seed(seed)) {
+            Ok(report) => total.add(&report),
+            Err(violation) if seeds.keep_going => {
+                violations += 1;
+                let what = violation.to_string();
+                let line = what.lines().next().unwrap_or_default();
+                println!("seed {seed}: {line}");
+            }
+            Err(violation) => bail!(
+                "seed {seed}: {violation}\nrepeat with: twinbft-sim seed {seed}\nmake it smaller with: twinbft-sim shrink {seed}"
+            ),
+        }
+    }
+    Ok((total, violations, begin.elapsed().as_secs_f64()))
+}
+
+const fn code(violations: u64) -> ExitCode {
+    if violations == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+pub fn run(seeds: Seeds) -> anyhow::Result<ExitCode> {
+    let (total, violations, seconds) = total(seeds)?;
+    println!(
+        "{} seeds, {:.0} a second: {} steps, {} messages, {} slots, {} views, {} operations, {} divergences, {} culprits, {} stalled without state transfer, {violations} violations",
+        seeds.seeds,
+        seeds.seeds as f64 / seconds,
+        total.steps,
+        total.messages,
+        total.slots,
+        total.view,
+        total.completed,
+        total.divergences,
+        total.culprits,
+        total.stalled,
+    );
+    Ok(code(violations))
+}
+
+pub fn detection(seeds: Seeds) -> anyhow::Result<ExitCode> {
+    let (total, violations, _) = total(seeds)?;
+    let d = total.detection;
+    let wrong = d.wrong_results + d.wrong_checkpoints + d.wrong_answers + d.wrong_messages;
+    println!(
+        "wrong outputs of single twins: {wrong} ({} results, {} checkpoints, {} fast reads, {} statements and replies)",
+        d.wrong_results, d.wrong_checkpoints, d.wrong_answers, d.wrong_messages
+    );
+    println!(
+        "withheld: {}",
+        if violations == 0 {
+            "all".to_owned()
+        } else {
+            format!("all but those of {violations} violations")
+        }
+    );
+    println!(
+        "results and checkpoints that were reported as a divergence: {} of {}",
+        d.diverged,
+        d.wrong_results + d.wrong_checkpoints
+    );
+    println!(
+        "results whose twin was named (N > 2): {} of {}",
+        d.named, d.nameable
+    );
+    println!(
+        "false alarms: {} in {} messages and entries of correct twins",
+        violations, total.honest
+    );
+    Ok(code(violations))
+}
+
+pub fn seed(one: &One) -> anyhow::Result<ExitCode> {
+    let scenario = Scenario::from_seed(one.seed).edited(&one.without);
+    println!("{scenario:#?}");
+    let report = World::new(scenario, Tracer::digesting()).run();
+    report_of(one, report)
+}
+
+pub fn trace(one: &One) -> anyhow::Result<ExitCode> {
+    let scenario = Scenario::from_seed(one.seed).edited(&one.without);
+    let report = World::new(scenario, Tracer::printing()).run();
+    report_of(one, report)
+}
+
+fn report_of(
+    one: &One,
+    report: Result<Report, twinbft_sim::Violation>,
+) -> anyhow::Result<ExitCode> {
+    match report {
+        Ok(report) => {
+            println!("{report:#?}");
+            println!("digest of the trace: {}", report.trace);
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(violation) => bail!("seed {}: {violation}", one.seed),
+    }
+}
+
+pub fn shrink(seed: u64) -> anyhow::Result<ExitCode> {
+    std::panic::set_hook(Box::new(|_| {}));
+    let Some(smallest) = twinbft_sim::shrink(seed) else {
+        println!("seed {seed} breaks nothing");
+        return Ok(ExitCode::SUCCESS);
+    };
+    println!("{:#?}", smallest.scenario);
+    println!("{}", smallest.violation);
+    let edits: Vec<String> = smallest.edits.iter().map(ToString::to_string).collect();
+    let without = if edits.is_empty() {
+        String::new()
+    } else {
+        format!(" --without {}", edits.join(","))
+    };
+    println!(
+        "{} scenarios tried; repeat the smallest with: twinbft-sim trace {seed}{without}",
+        smallest.tried
+    );
+    Ok(ExitCode::FAILURE)
+}

@@ -1,0 +1,229 @@
+//! Invariant 2: no certificate exists that is not a decision of its host's log, and no two decisions of one host
+//! contradict. An observer reads every host's log as it grows and keeps what it decides.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use twinbft_core::Tuning;
+use twinbft_core::hostlog::{Decision, HostLog};
+use twinbft_types::{
+    Certificate, Digest, Entry, Epoch, HostId, KeyRing, Position, Shape, Slot, Statement, TwinId,
+    View,
+};
+
+use super::{Violation, violation};
+
+/// What a host may decide once only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Order(View, Slot),
+    Ack(View, Slot),
+    Checkpoint(Slot),
+    SlotResult(Slot, Digest),
+    Wish(Position),
+    ViewChange(View),
+    NewView(View),
+    Heartbeat(View, u64),
+}
+
+/// What one host has decided so far.
+#[derive(Debug)]
+pub struct Observer {
+    host: HostId,
+    log: HostLog,
+    decided: BTreeSet<Statement>,
+    once: BTreeMap<Subject, Digest>,
+    decisions: Vec<Decision>,
+}
+
+impl Observer {
+    pub fn new(shape: Shape, host: HostId, tuning: &Tuning) -> Self {
+        Self {
+            host,
+            log: HostLog::genesis(shape, host, tuning.host_bounds()),
+            decided: BTreeSet::new(),
+            once: BTreeMap::new(),
+            decisions: Vec::new(),
+        }
+    }
+
+    /// The next entry of the log; `None` for bytes that are none.
+    pub fn read(&mut self, sender: TwinId, entry: Option<&Entry>) -> Result<(), Violation> {
+        let Some(entry) = entry else {
+            self.log.skip();
+            return Ok(());
+        };
+        // What is invalid decides nothing.
+        let _invalid = self.log.apply(sender, entry, &mut self.decisions);
+        let mut decisions = std::mem::take(&mut self.decisions);
+        for decision in decisions.drain(..) {
+            for statement in self.statements_of(decision) {
+                self.decide(statement)?;
+            }
+        }
+        self.decisions = decisions;
+        Ok(())
+    }
+
+    fn decide(&mut self, statement: Statement) -> Result<(), Violation> {
+        if let Some(subject) = subject_of(&statement) {
+            let digest = Digest::of_canonical(b"sim/once", &statement);
+            let first = *self.once.entry(subject).or_insert(digest);
+            if first != digest {
+                return Err(violation(
+                    2,
+                    format!("{} decided {subject:?} twice: {statement:?}", self.host),
+                ));
+            }
+        }
+        self.decided.insert(statement);
+        Ok(())
+    }
+
+    fn is_decided(&self, statement: &Statement) -> bool {
+        // 6: the ACK of a heartbeat echoes its count; it is cumulative, and true once the host has accepted the slot.
+        let Statement::Ack {
+            view,
+            slot,
+            history,
+            beat: Some(_),
+        } = *statement
+        else {
+            return self.decided.contains(statement);
+        };
+        let plain = Statement::Ack {
+            view,
+            slot,
+            history,
+            beat: None,
+        };
+        self.decided.contains(&plain)
+            || (self.reached(view) >= slot && !self.once.contains_key(&Subject::Ack(view, slot)))
+    }
+
+    /// The last slot that the host has accepted in this view so far.
+    fn reached(&self, view: View) -> Slot {
+        let first = Subject::Ack(view, Slot(0));
+        let last = Subject::Ack(view, Slot(u64::MAX));
+        let found = self.once.range(first..=last).next_back();
+        found.map_or(Slot(0), |(subject, _)| match subject {
+            Subject::Ack(_, slot) => *slot,
+            _ => Slot(0),
+        })
+    }
+
+    /// What a decision lets the host certify. Replies are compared with the executed log instead (invariant 3).
+    fn statements_of(&self, decision: Decision) -> Vec<Statement> {
+        let ack = |view, slot, history| Statement::Ack {
+            view,
+            slot,
+            history,
+            beat: None,
+        };
+        match decision {
+            Decision::Ordered {
+                view,
+                slot,
+                candidate,
+            } => vec![Statement::Order {
+                view,
+                slot,
+                history: candidate.history,
+            }],
+            Decision::Accepted {
+                view,
+                slot,
+                history,
+            } => vec![ack(view, slot, history)],
+            Decision::Installed { installed } => self
+                .log
+                .new_view()
+                .into_iter()
+                .chain([ack(installed.view, installed.slot, installed.history)])
+                .collect(),
+            Decision::Fenced { .. } => self.log.view_change().into_iter().collect(),
+            Decision::Wished { wish } => vec![Statement::Wish {
+                view: wish.view,
+                epoch: Epoch(0),
+                position: wish.position,
+            }],
+            Decision::Beat {
+                view,
+                count,
+                slot,
+                history,
+            } => vec![Statement::Heartbeat {
+                view,
+                count,
+                slot,
+                history,
+            }],
+            Decision::Retransmitted { request } => vec![Statement::Forward {
+                client: request.client,
+                seq: request.seq,
+                digest: request.digest,
+            }],
+            Decision::Checkpoint { slot, digest } => vec![Statement::Checkpoint { slot, digest }],
+            Decision::SlotResult {
+                slot,
+                history,
+                results,
+            } => vec![Statement::SlotResult {
+                slot,
+                history,
+                results,
+            }],
+            Decision::Candidate { .. }
+            | Decision::Nacked { .. }
+            | Decision::Void { .. }
+            | Decision::NvProposed { .. }
+            | Decision::Had { .. }
+            | Decision::Certified { .. }
+            | Decision::ResultsDiverge { .. }
+            | Decision::CheckpointDiverges { .. } => Vec::new(),
+        }
+    }
+
+    /// A twin sends this certificate of this host; `rings` are those of its receivers.
+    pub fn check<'a>(
+        &self,
+        shape: Shape,
+        certificate: &Certificate,
+        rings: impl Iterator<Item = &'a KeyRing>,
+    ) -> Result<(), Violation> {
+        let statement = &certificate.signed.statement;
+        if certificate.authenticators.len() < shape.twin_quorum() || self.is_decided(statement) {
+            return Ok(());
+        }
+        for ring in rings {
+            if ring.count_valid(shape, certificate) >= shape.twin_quorum() {
+                return Err(violation(
+                    2,
+                    format!(
+                        "{} never decided {statement:?}, and it is certified",
+                        self.host
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a statement is about, when a host may say one thing about it only.
+fn subject_of(statement: &Statement) -> Option<Subject> {
+    Some(match *statement {
+        Statement::Order { view, slot, .. } => Subject::Order(view, slot),
+        Statement::Ack { view, slot, .. } => Subject::Ack(view, slot),
+        Statement::Checkpoint { slot, .. } => Subject::Checkpoint(slot),
+        Statement::SlotResult { slot, history, .. } => Subject::SlotResult(slot, history),
+        Statement::Wish { position, .. } => Subject::Wish(position),
+        Statement::ViewChange { view, .. } => Subject::ViewChange(view),
+        Statement::NewView { view, .. } => Subject::NewView(view),
+        Statement::Heartbeat { view, count, .. } => Subject::Heartbeat(view, count),
+        Statement::Reply { .. }
+        | Statement::Forward { .. }
+        | Statement::Committed { .. }
+        | Statement::Recovery { .. }
+        | Statement::RecoveryAnswer { .. } => return None,
+    })
+}

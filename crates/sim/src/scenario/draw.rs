@@ -1,0 +1,230 @@
+//! Scenarios out of seeds.
+
+use std::collections::BTreeMap;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use twinbft_core::Tuning;
+use twinbft_types::{ReplicaId, Shape};
+
+use super::{CLIENTS, ClientKind, ClientPlan, Fault, HostMask, Scenario, Span};
+use crate::byzantine::Double;
+
+/// `(N, m)`; small clusters more often, because they run more slots in the same time.
+const SHAPES: [(u8, u8); 20] = [
+    (3, 2),
+    (3, 2),
+    (3, 2),
+    (3, 2),
+    (3, 3),
+    (3, 3),
+    (1, 2),
+    (1, 3),
+    (2, 2),
+    (5, 2),
+    (3, 4),
+    (4, 2),
+    (7, 2),
+    (1, 4),
+    (1, 5),
+    (2, 3),
+    (3, 5),
+    (4, 3),
+    (5, 3),
+    (6, 2),
+];
+
+const BAD_CLIENTS: [ClientKind; 7] = [
+    ClientKind::HalfAuthentic,
+    ClientKind::SpoiltMacs,
+    ClientKind::TwoFaced,
+    ClientKind::OutOfWindow,
+    ClientKind::Backwards,
+    ClientKind::ManySessions,
+    ClientKind::Malformed,
+];
+
+impl Scenario {
+    /// The scenario of this seed.
+    #[must_use]
+    pub fn from_seed(seed: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let (hosts, twins) = SHAPES[rng.random_range(0..SHAPES.len())];
+        let shape = Shape::new(hosts, twins).expect("listed shapes are valid");
+        let tuning = draw_tuning(&mut rng);
+        let clients = draw_clients(&mut rng);
+        let chance = |rng: &mut ChaCha8Rng| {
+            let faulty = rng.random_bool(0.35);
+            if faulty { rng.random_range(0..48) } else { 0 }
+        };
+        let mut scenario = Self {
+            seed,
+            shape,
+            clients,
+            loss: chance(&mut rng),
+            duplication: chance(&mut rng),
+            delay_us_max: [50, 500, 20_000][rng.random_range(0..3)],
+            faults: Vec::new(),
+            doubles: BTreeMap::new(),
+            reads_max: [1, 4, 64][rng.random_range(0..3)],
+            sync_us_max: [0, 0, 100, 4_000][rng.random_range(0..4)],
+            heal_at_us: 400_000,
+            tuning,
+        };
+        if rng.random_bool(0.5) {
+            scenario.draw_faults(&mut rng);
+        }
+        if rng.random_bool(0.5) {
+            scenario.draw_doubles(&mut rng);
+        }
+        scenario.avoid_known_gaps();
+        scenario
+    }
+
+    /// docs/known-gaps.md, 2 and 5: half-authentic clients can stop progress when there are two of them, and when
+    /// followers are Byzantine.
+    fn avoid_known_gaps(&mut self) {
+        let half =
+            |c: &ClientPlan| matches!(c.kind, ClientKind::HalfAuthentic | ClientKind::SpoiltMacs);
+        if self.clients.iter().any(half) {
+            self.clients.retain(|c| c.kind.is_honest() || half(c));
+            self.clients
+                .truncate(1 + self.clients.iter().position(half).expect("there is one"));
+            self.doubles.retain(|r, _| r.host.0 != 0);
+        }
+    }
+
+    fn draw_faults(&mut self, rng: &mut ChaCha8Rng) {
+        for _ in 0..rng.random_range(1..5) {
+            let fault = self.draw_fault(rng);
+            self.faults.push(fault);
+        }
+    }
+
+    fn draw_fault(&self, rng: &mut ChaCha8Rng) -> Fault {
+        let span = self.draw_span(rng);
+        let twin = self.draw_twin(rng);
+        match rng.random_range(0..10) {
+            0..=3 => Fault::Cut {
+                span,
+                from: self.draw_mask(rng),
+                to: self.draw_mask(rng),
+                both: rng.random_bool(0.5),
+            },
+            4 => Fault::Burst {
+                span,
+                to: self.draw_mask(rng),
+            },
+            5 | 6 => Fault::Pause { span, twin },
+            7 => Fault::Slow {
+                span,
+                twin,
+                by_us: [200, 5_000, 60_000][rng.random_range(0..3)],
+            },
+            8 => Fault::ClockJump {
+                span,
+                twin,
+                by_us: rng.random_range(-600_000..600_000),
+            },
+            _ => Fault::BrokerRestart {
+                at_us: span.from_us,
+                host: twin.host.0,
+            },
+        }
+    }
+
+    /// Short and long ones, most of them while there is traffic.
+    fn draw_span(&self, rng: &mut ChaCha8Rng) -> Span {
+        let latest = [2_000, 20_000, self.heal_at_us][rng.random_range(0..3)];
+        let from_us = rng.random_range(0..latest);
+        let most = [1_000, 30_000, self.heal_at_us][rng.random_range(0..3)];
+        let to_us = (from_us + rng.random_range(0..most)).min(self.heal_at_us);
+        Span { from_us, to_us }
+    }
+
+    fn draw_twin(&self, rng: &mut ChaCha8Rng) -> ReplicaId {
+        let host = rng.random_range(0..self.shape.hosts());
+        ReplicaId::new(host, rng.random_range(0..self.shape.twins()))
+    }
+
+    fn draw_mask(&self, rng: &mut ChaCha8Rng) -> HostMask {
+        let hosts = (1u32 << self.shape.hosts()) - 1;
+        match rng.random_range(0..4) {
+            0 | 1 => 1 << rng.random_range(0..self.shape.hosts()),
+            2 => rng.random_range(0..=hosts) | CLIENTS,
+            _ => rng.random_range(0..=hosts),
+        }
+    }
+
+    /// At most `f` hosts may fall silent for good, the primary host among them.
+    fn draw_doubles(&mut self, rng: &mut ChaCha8Rng) {
+        let mut silent = self.shape.host_faults();
+        for host in self.shape.all_hosts() {
+            let masked = usize::from(self.shape.twins()) - self.shape.twin_quorum();
+            let muting = silent > 0;
+            let most = if muting {
+                self.shape.twin_quorum() - 1
+            } else {
+                masked
+            };
+            let count = rng.random_range(0..=most);
+            if count > masked {
+                silent -= 1;
+            }
+            let mut twins: Vec<_> = self.shape.all_twins().collect();
+            for _ in 0..count {
+                let twin = twins.swap_remove(rng.random_range(0..twins.len()));
+                let replica = ReplicaId { host, twin };
+                self.doubles.insert(replica, Double::draw(rng));
+            }
+        }
+    }
+}
+
+fn draw_tuning(rng: &mut ChaCha8Rng) -> Tuning {
+    Tuning {
+        checkpoint_slots: rng.random_range(2..10),
+        batch_requests_max: rng.random_range(1..6),
+        batch_bytes_max: 4096,
+        pipeline_depth: rng.random_range(1..5),
+        session_window: rng.random_range(1..6),
+        sessions_max: rng.random_range(2..6),
+        session_result_bytes_max: 4096,
+        request_bytes_max: 1024,
+        pending_requests_max: 64,
+        trim_entries: rng.random_range(8..64),
+        trim_bytes: rng.random_range(500..50_000),
+        suspect_after_us: [30_000, 100_000, 500_000][rng.random_range(0..3)],
+        serve_all_bytes_max: if rng.random_bool(0.5) { 0 } else { 4096 },
+        ..Tuning::default()
+    }
+}
+
+fn draw_clients(rng: &mut ChaCha8Rng) -> Vec<ClientPlan> {
+    let fast_reads = if rng.random_bool(0.5) { 64 } else { 0 };
+    let operations = rng.random_range(1..20);
+    let depth = rng.random_range(1..4);
+    let honest = rng.random_range(1..4u32);
+    let bad = if rng.random_bool(0.3) {
+        rng.random_range(1..3)
+    } else {
+        0
+    };
+    let plan = |key, kind| ClientPlan {
+        key,
+        kind,
+        operations,
+        depth,
+        fast_reads,
+    };
+    let mut clients: Vec<ClientPlan> = (0..honest)
+        .map(|key| plan(key, ClientKind::Honest))
+        .collect();
+    for key in honest..honest + bad {
+        clients.push(plan(
+            key,
+            BAD_CLIENTS[rng.random_range(0..BAD_CLIENTS.len())],
+        ));
+    }
+    clients
+}

@@ -1,0 +1,470 @@
+//! One thing happens: a twin takes a step, and its effects are carried out.
+
+use std::sync::Arc;
+
+use rand::RngExt;
+use twinbft_core::{Effect, Event, EventKind, Input, LAZY_POST_US, Output, Refusal};
+use twinbft_types::wire::{PeerMessage, pb};
+use twinbft_types::{Certificate, Entry, Position, ReplicaId, Slot};
+
+use super::{ClientMessage, Happening, World};
+use crate::byzantine::{Act, Double, Hints};
+use crate::oracles::{Violation, check_event, check_footprint};
+use crate::scenario::Fault;
+
+impl World {
+    pub(super) fn happen(&mut self, happening: Happening) -> Result<(), Violation> {
+        if let Some(until_us) = self.paused_until(&happening) {
+            self.agenda.schedule(until_us, happening);
+            return Ok(());
+        }
+        let now_us = self.now_us;
+        self.tracer.line(|| format!("{now_us} {happening:?}"));
+        match happening {
+            Happening::Input { to, mut input } => {
+                // 7: the true end of the log as of the query's arrival.
+                if let Input::Query { log_end, .. } = &mut *input {
+                    *log_end = Position(self.logs[usize::from(to.host.0)].end());
+                }
+                self.step(to, *input)
+            }
+            Happening::Peer { to, from, message } => self.deliver(to, from, message),
+            Happening::Read { by } => self.read_log(by),
+            Happening::Timer { of, at_us } => {
+                let twin = self.twin(of);
+                if twin.timer_us != Some(at_us) {
+                    return Ok(());
+                }
+                twin.timer_us = None;
+                self.step(of, Input::Timer)
+            }
+            Happening::Synced { of, records } => self.synced(of, records),
+            Happening::Flush { of } => self.post_waiting(of),
+            Happening::BrokerRestart { host } => {
+                self.logs[usize::from(host.0)].restart_kept();
+                Ok(())
+            }
+            Happening::ToClient {
+                client,
+                from,
+                hint,
+                message,
+            } => {
+                self.arrive_at_client(client, from, hint, *message);
+                Ok(())
+            }
+            Happening::ClientTimer { client, at_us } => {
+                self.client_timer(client, at_us);
+                Ok(())
+            }
+            Happening::Begin { client } => {
+                self.serve_client(client);
+                Ok(())
+            }
+            Happening::Rogue { rogue } => {
+                self.serve_rogue(rogue);
+                Ok(())
+            }
+        }
+    }
+
+    /// When a paused twin goes on that this would happen to.
+    fn paused_until(&self, happening: &Happening) -> Option<u64> {
+        if self.scenario.faults.is_empty() {
+            return None;
+        }
+        let to = match happening {
+            Happening::Input { to, .. } | Happening::Peer { to, .. } => *to,
+            Happening::Read { by } => *by,
+            Happening::Timer { of, .. }
+            | Happening::Synced { of, .. }
+            | Happening::Flush { of } => *of,
+            Happening::BrokerRestart { .. }
+            | Happening::ToClient { .. }
+            | Happening::ClientTimer { .. }
+            | Happening::Begin { .. }
+            | Happening::Rogue { .. } => return None,
+        };
+        let pauses = self.scenario.faults.iter().filter_map(|fault| match fault {
+            Fault::Pause { span, twin } if *twin == to && span.contains(self.now_us) => {
+                Some(span.to_us)
+            }
+            _ => None,
+        });
+        pauses.max()
+    }
+
+    fn deliver(
+        &mut self,
+        to: ReplicaId,
+        from: ReplicaId,
+        message: Arc<PeerMessage>,
+    ) -> Result<(), Violation> {
+        let index = self.index(to);
+        if let Some(puppet) = self.twins[index].puppet.as_mut().filter(|p| p.listens()) {
+            puppet.note_message(&message, &mut self.rng);
+        }
+        let message = Arc::unwrap_or_clone(message);
+        self.step(to, Input::Peer { from, message })
+    }
+
+    pub(super) fn step(&mut self, id: ReplicaId, input: Input) -> Result<(), Violation> {
+        let (now_us, index) = (self.now_us, self.index(id));
+        let jumped_us = self.clock_jump_us(id);
+        let mut effects = std::mem::take(&mut self.effects);
+        let twin = &mut self.twins[index];
+        twin.skew_us += jumped_us;
+        let fault = twin.step(now_us, input, &mut effects);
+        twin.skew_us -= jumped_us;
+        let correct = twin.is_correct();
+        if let Err(fault) = fault {
+            self.tracer
+                .line(|| format!("{now_us} {id} refuses: {fault}"));
+        }
+        for effect in effects.0.drain(..) {
+            let Some(puppet) = &mut self.twins[index].puppet else {
+                self.carry_out(id, effect)?;
+                continue;
+            };
+            let wrong_checkpoint = puppet.double == Double::WrongCheckpoint;
+            self.note_wrong(id, &effect, wrong_checkpoint);
+            let puppet = self.twins[index].puppet.as_mut().expect("it was here");
+            for effect in puppet.rewrite(effect, &mut self.rng) {
+                self.carry_out(id, effect)?;
+            }
+        }
+        self.effects = effects;
+        if correct {
+            check_footprint(
+                &self.twins[index].core,
+                &self.scenario.tuning,
+                self.scenario.shape.unanimous(),
+            )?;
+        } else {
+            self.act(id)?;
+        }
+        self.set_timer(index);
+        Ok(())
+    }
+
+    fn clock_jump_us(&self, id: ReplicaId) -> i64 {
+        let jumps = self.scenario.faults.iter().filter_map(|fault| match fault {
+            Fault::ClockJump { span, twin, by_us } if *twin == id && span.contains(self.now_us) => {
+                Some(*by_us)
+            }
+            _ => None,
+        });
+        jumps.sum()
+    }
+
+    fn set_timer(&mut self, index: usize) {
+        let now_us = self.now_us;
+        let twin = &mut self.twins[index];
+        let Some(deadline) = twin.core.deadline() else {
+            return;
+        };
+        let at_us = deadline.max(now_us + 1);
+        if twin
+            .timer_us
+            .is_none_or(|timer| timer > at_us || timer <= now_us)
+        {
+            twin.timer_us = Some(at_us);
+            let of = twin.id;
+            self.agenda.schedule(at_us, Happening::Timer { of, at_us });
+        }
+    }
+
+    /// A double does something of its own.
+    fn act(&mut self, id: ReplicaId) -> Result<(), Violation> {
+        let index = self.index(id);
+        let log_end = self.logs[usize::from(id.host.0)].end();
+        let clients = u32::try_from(self.scenario.clients.len()).expect("clients are few");
+        let twin = &mut self.twins[index];
+        let (accepted, history) = twin.core.host_log().accepted();
+        let hints = Hints {
+            view: twin.core.view_hint(),
+            accepted,
+            history,
+            log_end: Position(log_end),
+            clients,
+        };
+        let Some(puppet) = &mut twin.puppet else {
+            return Ok(());
+        };
+        for act in puppet.act(&hints, &mut self.rng) {
+            match act {
+                Act::Post(entry) => self.post(id, entry)?,
+                Act::PostBytes(bytes) => self.post_bytes(id, bytes)?,
+                Act::Send(to, message) => {
+                    self.report.detection.wrong_messages += 1;
+                    self.send(id, to, message)?;
+                }
+                Act::Reply(reply) => {
+                    self.report.detection.wrong_messages += 1;
+                    self.carry_out(id, Effect::Reply(reply))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps account of a double's wrong outputs.
+    fn note_wrong(&mut self, id: ReplicaId, effect: &Effect, wrong_checkpoint: bool) {
+        let index = self.index(id);
+        let double = self.twins[index].puppet.as_ref().map(|p| p.double);
+        match effect {
+            Effect::Post {
+                entry: Entry::Results { slot, results, .. },
+                ..
+            } if matches!(double, Some(Double::WrongResult | Double::WrongService))
+                && !results.is_empty() =>
+            {
+                self.wrong.insert((id, *slot, true));
+            }
+            Effect::Post {
+                entry: Entry::Checkpoint { slot, .. },
+                ..
+            } if wrong_checkpoint => {
+                self.wrong.insert((id, *slot, false));
+            }
+            Effect::Answer { .. } if double == Some(Double::WrongAnswer) => {
+                self.report.detection.wrong_answers += 1;
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn carry_out(&mut self, id: ReplicaId, effect: Effect) -> Result<(), Violation> {
+        self.trace_effect(id, &effect);
+        match effect {
+            Effect::Persist(_) => self.write_ahead(id),
+            // What reveals a promise waits for the write-ahead log (3, durability rule).
+            Effect::Post { .. }
+            | Effect::Send { .. }
+            | Effect::Reply(_)
+            | Effect::Answer { .. }
+            | Effect::Refuse { .. }
+            | Effect::RefuseQuery { .. }
+            | Effect::Trim { .. } => {
+                let twin = self.twin(id);
+                if twin.records > twin.synced {
+                    twin.held.push_back((twin.records, effect));
+                    return Ok(());
+                }
+                return self.let_out(id, effect);
+            }
+            Effect::Execute(execute) => {
+                if !self.byzantine.contains(&id) {
+                    self.truth
+                        .execute(execute.slot, execute.seed, &execute.requests)?;
+                }
+                let index = self.index(id);
+                let twin = &mut self.twins[index];
+                let mut results: Vec<_> = execute
+                    .requests
+                    .iter()
+                    .map(|r| twin.service.execute(execute.slot.0, &r.operation))
+                    .collect();
+                twin.service.note_slot(execute.slot.0);
+                let wrong = twin.puppet.as_ref();
+                if wrong.is_some_and(|p| p.double == Double::WrongService) {
+                    for result in &mut results {
+                        *result = result.iter().map(|byte| byte ^ 0x5a).collect();
+                    }
+                }
+                let slot = execute.slot;
+                self.answer(id, Input::Executed { slot, results });
+            }
+            Effect::Checkpoint(checkpoint) => {
+                let slot = checkpoint.slot;
+                let digest = self.twin(id).service.digest();
+                self.answer(id, Input::Checkpointed { slot, digest });
+            }
+            Effect::Query { token, operation } => {
+                let (result, version) = self.twin(id).service.query(&operation);
+                self.answer(
+                    id,
+                    Input::Queried {
+                        token,
+                        result,
+                        version,
+                    },
+                );
+            }
+            Effect::Evidence(event) => {
+                if !self.byzantine.contains(&id) {
+                    self.note_event(&event)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An effect leaves the twin.
+    fn let_out(&mut self, id: ReplicaId, effect: Effect) -> Result<(), Violation> {
+        match effect {
+            Effect::Post { entry, lazy } => {
+                if lazy && self.rng.random_bool(0.5) {
+                    let bytes = twinbft_types::canonical(&entry).into();
+                    self.enqueue(id, bytes, Some(entry));
+                    let after = self.rng.random_range(1..LAZY_POST_US);
+                    self.schedule(after, Happening::Flush { of: id });
+                    return Ok(());
+                }
+                self.post(id, entry)
+            }
+            Effect::Send { to, message } => self.send(id, to, message),
+            Effect::Reply(reply) => {
+                let client = reply.client;
+                self.send_to_client(id, client, ClientMessage::Reply(reply));
+                Ok(())
+            }
+            Effect::Answer {
+                answer,
+                result,
+                mac,
+            } => {
+                let client = answer.client;
+                self.send_to_client(id, client, ClientMessage::Answer(answer, result, mac));
+                Ok(())
+            }
+            Effect::Refuse {
+                client,
+                seq,
+                reason,
+            } => {
+                // The transport tells whoever sent the bad MAC, not whose name stands on it.
+                let honest = self.honest_clients().any(|c| c.id == client);
+                if reason == Refusal::BadMac && honest {
+                    return Ok(());
+                }
+                let message = ClientMessage::Refusal(seq, reason_on_the_wire(reason));
+                self.send_to_client(id, client, message);
+                Ok(())
+            }
+            Effect::Trim { position, state } => self.trim(id, position, state),
+            // A refused query falls back by its time-out.
+            Effect::RefuseQuery { .. }
+            | Effect::Persist(_)
+            | Effect::Execute(_)
+            | Effect::Checkpoint(_)
+            | Effect::Query { .. }
+            | Effect::Evidence(_) => Ok(()),
+        }
+    }
+
+    fn write_ahead(&mut self, id: ReplicaId) {
+        let most = self.scenario.sync_us_max;
+        let index = self.index(id);
+        let twin = &mut self.twins[index];
+        twin.records += 1;
+        if most == 0 {
+            twin.synced = twin.records;
+            return;
+        }
+        let records = twin.records;
+        let after = self.rng.random_range(1..=most);
+        self.schedule(after, Happening::Synced { of: id, records });
+    }
+
+    fn synced(&mut self, of: ReplicaId, records: u64) -> Result<(), Violation> {
+        let twin = self.twin(of);
+        twin.synced = twin.synced.max(records);
+        loop {
+            let twin = self.twin(of);
+            let synced = twin.synced;
+            let Some((_, effect)) = twin.held.pop_front_if(|(needs, _)| *needs <= synced) else {
+                return Ok(());
+            };
+            self.let_out(of, effect)?;
+        }
+    }
+
+    fn note_event(&mut self, event: &Event) -> Result<(), Violation> {
+        check_event(event, &self.byzantine)?;
+        match &event.kind {
+            EventKind::Divergence { output, .. } => {
+                self.report.divergences += 1;
+                let is_result = *output == Output::Results;
+                let slot = event.slot.unwrap_or(Slot(0));
+                let wrong = self.wrong.iter();
+                let seen: Vec<_> = wrong
+                    .filter(|(r, s, result)| {
+                        r.host == event.host && *s == slot && *result == is_result
+                    })
+                    .copied()
+                    .collect();
+                self.diverged.extend(seen);
+            }
+            EventKind::Culprit { .. } => {
+                self.report.culprits += 1;
+                if let (Some(twin), Some(slot)) = (event.twin, event.slot) {
+                    let host = event.host;
+                    self.named.insert((ReplicaId { host, twin }, slot, true));
+                }
+            }
+            EventKind::NotDeterministic { .. }
+            | EventKind::Mute
+            | EventKind::Invalid { .. }
+            | EventKind::BadClient { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// The service answers in order, after a while.
+    fn answer(&mut self, id: ReplicaId, input: Input) {
+        let delay = self.rng.random_range(1..50);
+        let now_us = self.now_us;
+        let twin = self.twin(id);
+        twin.service_free_us = (twin.service_free_us + 1).max(now_us + delay);
+        let at_us = twin.service_free_us;
+        let input = Box::new(input);
+        self.agenda
+            .schedule(at_us, Happening::Input { to: id, input });
+    }
+
+    /// A twin sends a message to another host; if it carries a certificate, it must be a decision.
+    fn send(
+        &mut self,
+        id: ReplicaId,
+        to: ReplicaId,
+        message: Arc<PeerMessage>,
+    ) -> Result<(), Violation> {
+        if let Some(certificate) = certificate_in(&message) {
+            let shape = self.scenario.shape;
+            let host = certificate.signed.host;
+            if let Some(observer) = self.observers.get(usize::from(host.0)) {
+                let others = shape.receivers(host).map(|r| self.index(r));
+                observer.check(shape, certificate, others.map(|i| &self.rings[i]))?;
+            }
+        }
+        self.transmit(id, to, message);
+        Ok(())
+    }
+}
+
+fn certificate_in(message: &PeerMessage) -> Option<&Certificate> {
+    match message {
+        PeerMessage::Order(order) => Some(&order.certificate),
+        PeerMessage::Certificate(certificate) => Some(certificate),
+        PeerMessage::Forward(forward) => Some(&forward.certificate),
+        PeerMessage::FetchSlots { .. }
+        | PeerMessage::FetchSlotResult { .. }
+        | PeerMessage::FetchNewView { .. }
+        | PeerMessage::FetchChain { .. }
+        | PeerMessage::Chain(_) => None,
+    }
+}
+
+const fn reason_on_the_wire(reason: Refusal) -> pb::RefusalReason {
+    match reason {
+        Refusal::UnknownClient => pb::RefusalReason::UnknownClient,
+        Refusal::BadMac => pb::RefusalReason::BadMac,
+        Refusal::TooLarge => pb::RefusalReason::TooLarge,
+        Refusal::OutsideWindow => pb::RefusalReason::OutsideWindow,
+        Refusal::Busy => pb::RefusalReason::Busy,
+        Refusal::SessionExpired => pb::RefusalReason::SessionExpired,
+        Refusal::ResultDiscarded => pb::RefusalReason::ResultDiscarded,
+        Refusal::Recovering => pb::RefusalReason::Recovering,
+    }
+}
