@@ -59,6 +59,7 @@ impl Backup {
     /// This twin holds its chain up to here.
     pub fn raise_tip(&mut self, slot: Slot) {
         self.tip = self.tip.max(slot);
+        self.waiting = self.waiting.split_off(&self.tip.next());
     }
 }
 
@@ -84,7 +85,10 @@ impl Replica {
             return Err(PeerFault::NotPrimary { from });
         }
         if self.log.live_view() != Some(view) {
-            self.note_higher_view(from, view, out);
+            if view > self.log.current_view() {
+                self.verify(from, &order.certificate)?;
+                self.note_higher_view(from, view, out);
+            }
             return Ok(());
         }
         if self.log.is_primary() {
@@ -112,9 +116,6 @@ impl Replica {
             return Ok(());
         }
         self.accept(from, order, out)?;
-        while let Some((from, order)) = self.backup.waiting.remove(&self.backup.tip.next()) {
-            self.accept(from, order, out)?;
-        }
         self.catch_up_note();
         Ok(())
     }
@@ -225,6 +226,24 @@ impl Replica {
         }
     }
 
+    /// 4.5: what waited for the slot before it.
+    pub(super) fn poll_waiting(&mut self, out: &mut Effects) {
+        while let Some((from, order)) = self.backup.waiting.remove(&self.backup.tip.next()) {
+            let Statement::Order { slot, .. } = order.certificate.signed.statement else {
+                unreachable!("checked when it came in");
+            };
+            // A wrong batch under a valid certificate: the right one is fetched.
+            if self.accept(from, order, out).is_err() {
+                self.hear_of(slot);
+                return;
+            }
+            self.catch_up_note();
+        }
+        if self.backup.heard <= self.backup.tip {
+            self.backup.behind_since_us = None;
+        }
+    }
+
     fn chain_end(&self) -> Digest {
         self.history_of(self.backup.tip)
             .expect("the tip of the chain is held")
@@ -283,7 +302,8 @@ impl Replica {
     }
 
     pub(super) fn backup_deadline(&self) -> Option<u64> {
-        if self.log.live_view().is_none() || self.log.is_primary() || self.views.is_adopting() {
+        let is_backup = self.log.live_view().is_some() && !self.log.is_primary();
+        if !is_backup || self.first_missing().is_some() {
             return None;
         }
         Some(self.backup.behind_since_us? + self.config.tuning.fetch_after_us)

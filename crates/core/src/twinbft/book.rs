@@ -7,6 +7,9 @@ use twinbft_types::{Authenticator, Certificate, HostId, Incarnation, Signed, Sta
 /// Statements that are kept; the oldest gives way. Only certificates still under way suffer.
 const STATEMENTS_MAX: usize = 2048;
 
+/// Statements about views that are kept besides: a WISH, a VIEW-CHANGE and a NEW-VIEW of each of the last views.
+const PINNED_MAX: usize = 32;
+
 #[derive(Debug, Default)]
 struct Page {
     authenticators: Vec<Authenticator>,
@@ -22,6 +25,8 @@ pub struct SignatureBook {
     quorum: usize,
     pages: BTreeMap<Statement, Page>,
     order: VecDeque<Statement>,
+    /// Statements about views, which are asked for as long as the view lasts, oldest first.
+    pinned: VecDeque<Statement>,
     /// Each sibling's latest signature on the ACK of a heartbeat that this twin has not received yet: the count is
     /// the only part of a statement that is not in the log.
     early: BTreeMap<TwinId, (Statement, Authenticator)>,
@@ -35,6 +40,7 @@ impl SignatureBook {
             quorum,
             pages: BTreeMap::new(),
             order: VecDeque::new(),
+            pinned: VecDeque::new(),
             early: BTreeMap::new(),
         }
     }
@@ -44,12 +50,18 @@ impl SignatureBook {
         if self.pages.contains_key(statement) {
             return false;
         }
-        if self.order.len() >= STATEMENTS_MAX
-            && let Some(oldest) = self.order.pop_front()
+        let (order, most) = match statement {
+            Statement::Wish { .. } | Statement::ViewChange { .. } | Statement::NewView { .. } => {
+                (&mut self.pinned, PINNED_MAX)
+            }
+            _ => (&mut self.order, STATEMENTS_MAX),
+        };
+        if order.len() >= most
+            && let Some(oldest) = order.pop_front()
         {
             self.pages.remove(&oldest);
         }
-        self.order.push_back(statement.clone());
+        order.push_back(statement.clone());
         let mut page = Page::default();
         self.early.retain(|_, (of, authenticator)| {
             let matches = of == statement;

@@ -30,6 +30,15 @@ impl Replica {
         None
     }
 
+    /// The last slot up to `last` that this twin holds with everything below it.
+    pub(super) fn held_end(&self, last: Slot) -> Slot {
+        let mut slot = self.execution.begun();
+        while slot < last && self.holds(slot.next()) {
+            slot = slot.next();
+        }
+        slot
+    }
+
     pub(super) fn holds(&self, slot: Slot) -> bool {
         self.slots.get(slot).is_some_and(SlotData::is_complete)
     }
@@ -37,7 +46,7 @@ impl Replica {
     /// Fills the first gap below what the host has accepted. While the host changes its view the chain belongs to that.
     pub(super) fn poll_catchup(&mut self, out: &mut Effects) {
         let missing = self.first_missing();
-        let (Some(first), false) = (missing, self.changes_view()) else {
+        let (Some(first), None) = (missing, self.log.entering()) else {
             self.catchup = CatchUp::default();
             return;
         };
@@ -58,10 +67,6 @@ impl Replica {
         }
     }
 
-    fn changes_view(&self) -> bool {
-        self.views.is_adopting() || self.log.entering().is_some()
-    }
-
     /// The first slot at or behind a gap whose history is known.
     fn gap_end(&self, first: Slot) -> (Slot, Digest) {
         let (accepted, history) = self.log.accepted();
@@ -73,7 +78,8 @@ impl Replica {
     }
 
     fn fill_gap(&mut self, last: Slot, out: &mut Effects) {
-        for (slot, data) in self.take_chain() {
+        let target = self.catchup.target.expect("it is joined");
+        for (slot, data) in self.take_chain(target) {
             match self.slots.get_mut(slot) {
                 Some(known) if known.history == data.history => {
                     for body in data.bodies.iter().flatten() {
@@ -84,7 +90,7 @@ impl Replica {
             }
         }
         self.persist_up_to(last, out);
-        self.rebuild_in_log(self.log.accepted().0);
+        self.rebuild_in_log(last);
         self.catchup = CatchUp::default();
         self.raise_tip();
     }

@@ -18,31 +18,50 @@ pub const CHAIN_SLOTS_MAX: usize = 64;
 /// Most bytes of operations in one answer; a single larger slot goes alone.
 const CHAIN_BYTES_MAX: usize = 1024 * 1024;
 
+/// Logs that are fetched at once: chosen logs of one view differ in what was under way when the old one was left.
+const FETCHES_MAX: usize = 4;
+
 /// A log's end that this twin wants to hold, and what it has of it.
-#[derive(Debug, Default)]
-pub struct Chain {
-    target: Option<(Slot, Digest)>,
+#[derive(Debug)]
+struct Fetch {
+    target: (Slot, Digest),
     /// Verified slots with their histories. Invariant: without gaps from the target down to `missing`.
     fetched: BTreeMap<Slot, (Digest, ChainSlot)>,
     /// The highest slot that is not fetched, and its history.
     missing: (Slot, Digest),
     /// Whether the fetched slots are in the write-ahead log.
     persisted: bool,
-    /// Counts the questions, to ask another twin each time.
-    asked: usize,
     /// When the next question is due.
     ask_at_us: u64,
 }
 
+impl Fetch {
+    /// Whether the log that ends so is this one, or a beginning of it.
+    fn contains(&self, end: (Slot, Digest)) -> bool {
+        self.target == end || self.missing == end || {
+            let fetched = self.fetched.get(&end.0);
+            fetched.is_some_and(|(history, _)| *history == end.1)
+        }
+    }
+}
+
+/// The logs that this twin wants to hold. Each stays until the view is left or entered, so that what it has voted for
+/// cannot get lost.
+#[derive(Debug, Default)]
+pub struct Chain {
+    fetches: Vec<Fetch>,
+    /// Counts the questions, to ask another twin each time.
+    asked: usize,
+}
+
 impl Chain {
     pub fn len(&self) -> usize {
-        self.fetched.len()
+        self.fetches.iter().map(|fetch| fetch.fetched.len()).sum()
     }
 
-    fn reset(&mut self) {
-        self.target = None;
-        self.fetched.clear();
-        self.persisted = false;
+    /// Another view: what was wanted for this one is of no use.
+    pub fn forget(&mut self) {
+        self.fetches.clear();
     }
 }
 
@@ -57,9 +76,16 @@ impl Replica {
             })
     }
 
+    /// The fetch that has everything of this log that this twin's own slots have not.
+    fn joined(&self, target: (Slot, Digest)) -> Option<usize> {
+        self.chain
+            .fetches
+            .iter()
+            .position(|fetch| fetch.contains(target) && self.owns(fetch.missing.0, fetch.missing.1))
+    }
+
     pub(super) fn is_joined(&self, target: (Slot, Digest)) -> bool {
-        let (slot, history) = self.chain.missing;
-        self.chain.target == Some(target) && self.owns(slot, history)
+        self.joined(target).is_some()
     }
 
     /// 6: to hold a log is to have its slots durably. Answers whether this twin does, once what it is about to post
@@ -69,24 +95,25 @@ impl Replica {
             self.persist_up_to(slot, out);
             return true;
         }
-        if self.is_joined((slot, history)) {
-            self.persist_up_to(self.chain.missing.0, out);
-            if !self.chain.persisted {
-                self.chain.persisted = true;
-                for (slot, (_, fetched)) in &self.chain.fetched {
-                    out.push(Effect::Persist(Record::Slot {
-                        slot: *slot,
-                        previous: fetched.previous,
-                        timestamp_us: fetched.timestamp_us,
-                        bodies: fetched.bodies.clone(),
-                        certificate: None,
-                    }));
-                }
+        let Some(index) = self.joined((slot, history)) else {
+            self.want(slot, history);
+            return false;
+        };
+        self.persist_up_to(self.chain.fetches[index].missing.0, out);
+        let fetch = &mut self.chain.fetches[index];
+        if !fetch.persisted {
+            fetch.persisted = true;
+            for (slot, (_, fetched)) in &fetch.fetched {
+                out.push(Effect::Persist(Record::Slot {
+                    slot: *slot,
+                    previous: fetched.previous,
+                    timestamp_us: fetched.timestamp_us,
+                    bodies: fetched.bodies.clone(),
+                    certificate: None,
+                }));
             }
-            return true;
         }
-        self.want(slot, history);
-        false
+        true
     }
 
     /// Puts into the write-ahead log what no promise has put there before.
@@ -108,50 +135,48 @@ impl Replica {
     }
 
     pub(super) fn want(&mut self, slot: Slot, history: Digest) {
+        let target = (slot, history);
+        let is_wanted = self.chain.fetches.iter().any(|f| f.contains(target));
         // What lies beyond the marks comes by state transfer.
-        if self.chain.target == Some((slot, history)) || slot > self.high_mark() {
+        if is_wanted || slot > self.high_mark() || self.chain.fetches.len() >= FETCHES_MAX {
             return;
         }
-        self.chain.reset();
-        self.chain.target = Some((slot, history));
-        self.chain.missing = (slot, history);
-        self.chain.ask_at_us = self.now.mono_us;
+        self.chain.fetches.push(Fetch {
+            target,
+            fetched: BTreeMap::new(),
+            missing: target,
+            persisted: false,
+            ask_at_us: self.now.mono_us,
+        });
     }
 
-    /// The log with which a view begins is the host's from now on: this twin's own slots are brought into line with
-    /// it. Answers whether they are; if not, the rest is fetched.
-    pub(super) fn adopt(&mut self, slot: Slot, history: Digest) -> bool {
+    /// The log with which a view begins is the host's from now on: this twin's own slots are brought into line with it,
+    /// as far as it holds it. The rest is fetched ([`super::catchup`]).
+    pub(super) fn adopt(&mut self, slot: Slot, history: Digest) {
         self.take_over_chain(slot, history);
-        let held = self.owns(slot, history);
-        if held {
+        if self.owns(slot, history) {
             self.slots.drop_from(slot.next());
-        } else if self.is_joined((slot, history)) {
-            self.slots.drop_from(self.chain.missing.0.next());
-            self.take_fetched();
+        } else if let Some(index) = self.joined((slot, history)) {
+            self.slots
+                .drop_from(self.chain.fetches[index].missing.0.next());
+            for (slot, data) in self.take_chain((slot, history)) {
+                self.slots.insert(slot, data);
+            }
         } else {
             // Only what is committed is sure to be in it.
             self.slots.drop_from(self.commit.committed().next());
-            self.want(slot, history);
-            return false;
         }
-        self.chain.reset();
-        true
+        self.chain.forget();
     }
 
-    fn take_fetched(&mut self) {
-        for (slot, data) in self.take_chain() {
-            self.slots.insert(slot, data);
-        }
-    }
-
-    /// The fetched slots, for this twin's own.
-    pub(super) fn take_chain(&mut self) -> Vec<(Slot, SlotData)> {
+    /// The fetched slots of this log, which is joined, for this twin's own.
+    pub(super) fn take_chain(&mut self, target: (Slot, Digest)) -> Vec<(Slot, SlotData)> {
         let view = self.log.current_view();
         let primary = self.config.shape.primary(view);
         let incarnation = self.commit.incarnation(primary);
-        let is_persisted = self.chain.persisted;
-        let fetched = std::mem::take(&mut self.chain.fetched);
-        self.chain.reset();
+        let index = self.joined(target).expect("the caller has seen it");
+        let fetch = self.chain.fetches.swap_remove(index);
+        let is_persisted = fetch.persisted;
         let data_of = |(slot, (history, fetched)): (Slot, (Digest, ChainSlot))| {
             let requests: Vec<RequestRef> = fetched.bodies.iter().map(Request::reference).collect();
             let mut data = SlotData::new(
@@ -165,7 +190,30 @@ impl Replica {
             data.is_persisted = is_persisted;
             (slot, data)
         };
-        fetched.into_iter().map(data_of).collect()
+        let wanted = fetch.fetched.into_iter();
+        wanted
+            .take_while(|(slot, _)| *slot <= target.0)
+            .map(data_of)
+            .collect()
+    }
+
+    /// One slot of a log, of this twin's own or of one that it holds for a view that is not installed yet.
+    fn chain_slot(&self, slot: Slot, history: Digest) -> Option<ChainSlot> {
+        if slot == Slot(0) {
+            return None;
+        }
+        let own = self.slots.get(slot).filter(|d| d.history == history);
+        if let Some(data) = own.filter(|data| data.is_complete()) {
+            return Some(ChainSlot {
+                slot,
+                previous: self.history_of(Slot(slot.0 - 1))?,
+                timestamp_us: data.timestamp_us,
+                bodies: data.bodies.iter().flatten().cloned().collect(),
+            });
+        }
+        let mut held = self.chain.fetches.iter().map(|f| f.fetched.get(&slot));
+        let found = held.find_map(|fetched| fetched.filter(|(h, _)| *h == history));
+        found.map(|(_, fetched)| fetched.clone())
     }
 
     /// Somebody wants the slots below a log's end, that end included.
@@ -179,22 +227,18 @@ impl Replica {
         let (mut slot, mut wanted, mut bytes) = (slot, history, 0);
         let mut chain: Vec<ChainSlot> = Vec::new();
         while chain.len() < CHAIN_SLOTS_MAX
-            && slot > Slot(0)
-            && let Some(data) = self.slots.get(slot).filter(|d| d.history == wanted)
-            && let Some(previous) = self.history_of(Slot(slot.0 - 1))
-            && data.is_complete()
+            && let Some(found) = self.chain_slot(slot, wanted)
         {
-            bytes += data.bytes();
+            bytes += found
+                .bodies
+                .iter()
+                .map(|b| b.operation.len())
+                .sum::<usize>();
             if bytes > CHAIN_BYTES_MAX && !chain.is_empty() {
                 break;
             }
-            chain.push(ChainSlot {
-                slot,
-                previous,
-                timestamp_us: data.timestamp_us,
-                bodies: data.bodies.iter().flatten().cloned().collect(),
-            });
-            (slot, wanted) = (Slot(slot.0 - 1), previous);
+            (slot, wanted) = (Slot(slot.0 - 1), found.previous);
+            chain.push(found);
         }
         if !chain.is_empty() {
             let message = Arc::new(PeerMessage::Chain(chain));
@@ -210,57 +254,69 @@ impl Replica {
         if chain.len() > CHAIN_SLOTS_MAX {
             return Err(PeerFault::FetchTooLong { from });
         }
+        let mut extended = None;
         for fetched in chain {
-            let (slot, wanted) = self.chain.missing;
-            // An answer to an earlier question.
-            if self.chain.target.is_none() || fetched.slot != slot || self.owns(slot, wanted) {
-                return Ok(());
-            }
             if fetched.bodies.len() > self.config.tuning.batch_requests_max {
                 return Err(PeerFault::BatchTooLarge { from });
             }
             let requests: Vec<RequestRef> = fetched.bodies.iter().map(Request::reference).collect();
             let batch = batch_digest(&requests);
-            if history(fetched.previous, slot, batch, fetched.timestamp_us) != wanted {
-                return Err(PeerFault::HistoryMismatch { from });
-            }
-            self.chain.missing = (Slot(slot.0 - 1), fetched.previous);
-            self.chain.fetched.insert(slot, (wanted, fetched));
-            self.chain.ask_at_us = self.now.mono_us;
-            if slot <= self.stable {
-                // It leaves this twin's checkpoint aside: state transfer is needed.
-                self.chain.reset();
+            let slot = fetched.slot;
+            let own = history(fetched.previous, slot, batch, fetched.timestamp_us);
+            let fits = |fetch: &Fetch| fetch.missing == (slot, own) && slot > self.stable;
+            let index = match extended {
+                Some(index) if fits(&self.chain.fetches[index]) => index,
+                // Its own first slot was right, so it knew what was asked.
+                Some(_) => return Err(PeerFault::HistoryMismatch { from }),
+                // What fits nowhere may be the answer to an earlier question.
+                None => match self.chain.fetches.iter().position(fits) {
+                    Some(index) => index,
+                    None => return Ok(()),
+                },
+            };
+            if self.owns(slot, own) {
                 return Ok(());
             }
+            extended = Some(index);
+            let now_us = self.now.mono_us;
+            let fetch = &mut self.chain.fetches[index];
+            fetch.missing = (Slot(slot.0 - 1), fetched.previous);
+            fetch.fetched.insert(slot, (own, fetched));
+            fetch.ask_at_us = now_us;
         }
         Ok(())
     }
 
     /// Asks for what is missing, another twin each time.
     pub(super) fn chain_timer(&mut self, out: &mut Effects) {
-        let due = self
-            .chain_deadline()
-            .is_some_and(|deadline| deadline <= self.now.mono_us);
-        if !due {
-            return;
-        }
-        self.chain.ask_at_us = self.now.mono_us + self.config.tuning.fetch_after_us;
         let shape = self.config.shape;
         let targets: Vec<ReplicaId> = shape.receivers(self.config.host()).collect();
-        if targets.is_empty() {
-            return;
-        }
         let first = usize::from(self.config.twin().0);
         let stride = usize::from(shape.twins()) + 1;
-        let to = targets[(first + self.chain.asked * stride) % targets.len()];
-        self.chain.asked += 1;
-        let (slot, history) = self.chain.missing;
-        let message = Arc::new(PeerMessage::FetchChain { slot, history });
-        out.push(Effect::Send { to, message });
+        for index in 0..self.chain.fetches.len() {
+            let Fetch {
+                missing: (slot, history),
+                ask_at_us,
+                ..
+            } = self.chain.fetches[index];
+            if ask_at_us > self.now.mono_us || targets.is_empty() || self.owns(slot, history) {
+                continue;
+            }
+            self.chain.fetches[index].ask_at_us =
+                self.now.mono_us + self.config.tuning.fetch_after_us;
+            let to = targets[(first + self.chain.asked * stride) % targets.len()];
+            self.chain.asked += 1;
+            let message = Arc::new(PeerMessage::FetchChain { slot, history });
+            out.push(Effect::Send { to, message });
+        }
     }
 
     pub(super) fn chain_deadline(&self) -> Option<u64> {
-        let target = self.chain.target?;
-        (!self.is_joined(target)).then_some(self.chain.ask_at_us)
+        if self.config.shape.hosts() == 1 {
+            return None;
+        }
+        let fetches = self.chain.fetches.iter();
+        let open = fetches.filter(|fetch| !self.owns(fetch.missing.0, fetch.missing.1));
+        open.map(|fetch| fetch.ask_at_us).min()
     }
 }

@@ -175,7 +175,8 @@ impl Replica {
         }
         // Cumulative: the chain below has equal history, so one comparison is enough. Of a view that this host has not
         // installed yet nothing is known to compare with.
-        let known = self.history_of(slot).filter(|_| view == current);
+        let is_live = self.log.live_view() == Some(view);
+        let known = self.history_of(slot).filter(|_| is_live);
         if known.is_some_and(|known| known != history) {
             return;
         }

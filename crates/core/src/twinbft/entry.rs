@@ -114,7 +114,7 @@ impl Replica {
                 history,
             } => self.handle_accepted(view, slot, history, out),
             Decision::Fenced { view: _ } => self.handle_fenced(out),
-            Decision::Wished { wish } => self.handle_wished(wish.view, wish.position, out),
+            Decision::Wished { wish: _ } => self.handle_wished(out),
             Decision::Installed { installed } => self.handle_installed(&installed, out),
             Decision::Beat {
                 view,
@@ -164,6 +164,9 @@ impl Replica {
                 authenticator,
             } if self.is_well_formed(authenticator, sender) => {
                 self.handle_sign(statement, authenticator, out);
+            }
+            Entry::Retransmission { request } if sender == self.config.twin() => {
+                self.forwards.note_read(request);
             }
             Entry::Accept { view, slot, .. } => self.note_sibling_accept(*view, *slot),
             Entry::Leave { certificates, .. } => self.handle_leave(sender, certificates, out),

@@ -15,6 +15,11 @@ use crate::session::Standing;
 
 /// Requests for which timers run; more are not forwarded until some are executed.
 const TIMERS_MAX: usize = 4096;
+/// Those of one client key.
+const TIMERS_OF_A_KEY_MAX: usize = 256;
+/// FORWARDs are sent again after this long, then after twice as long, up to [`REPEAT_US_MAX`].
+const REPEAT_US: u64 = 100_000;
+const REPEAT_US_MAX: u64 = 1_000_000;
 
 /// Requests that `q` twins of this host wait for.
 #[derive(Debug, Default)]
@@ -23,6 +28,8 @@ pub struct Forwards {
     waiting: BTreeMap<(ClientId, Seq), (RequestRef, u64)>,
     /// What this twin has posted a RETRANSMISSION of and not read back.
     posted: BTreeSet<(ClientId, Seq)>,
+    /// When FORWARDs are sent again, and how long to wait after that.
+    repeat: Option<(u64, u64)>,
 }
 
 impl Forwards {
@@ -43,6 +50,24 @@ impl Forwards {
     /// Since when the one that has waited longest does.
     pub fn oldest_us(&self) -> Option<u64> {
         self.waiting.values().map(|(_, since)| *since).min()
+    }
+
+    /// An own RETRANSMISSION was read back.
+    pub fn note_read(&mut self, request: &RequestRef) {
+        self.posted.remove(&(request.client, request.seq));
+    }
+
+    /// How many of one client key wait.
+    fn of_key(&self, key: u32) -> usize {
+        let first = (ClientId { key, session: 0 }, Seq(0));
+        let last = (
+            ClientId {
+                key,
+                session: u64::MAX,
+            },
+            Seq(u64::MAX),
+        );
+        self.waiting.range(first..=last).count()
     }
 
     /// A new view gets its own time for everything.
@@ -69,7 +94,9 @@ impl Replica {
     fn start_timer(&mut self, request: RequestRef) {
         let key = (request.client, request.seq);
         let open = self.sessions.standing(request.client, request.seq) == Standing::Open;
-        if open && self.forwards.waiting.len() < TIMERS_MAX {
+        let has_room = self.forwards.waiting.len() < TIMERS_MAX
+            && self.forwards.of_key(request.client.key) < TIMERS_OF_A_KEY_MAX;
+        if open && has_room {
             let now_us = self.now.mono_us;
             self.forwards
                 .waiting
@@ -84,6 +111,9 @@ impl Replica {
             return;
         }
         self.start_timer(request);
+        if self.forwards.repeat.is_none() {
+            self.forwards.repeat = Some((self.now.mono_us + REPEAT_US, 2 * REPEAT_US));
+        }
         if self.config.shape.hosts() > 1 {
             self.sign_decided(&forward(&request), false, out);
         }
@@ -118,6 +148,27 @@ impl Replica {
                 message: message.clone(),
             });
         }
+    }
+
+    pub(super) fn forward_deadline(&self) -> Option<u64> {
+        self.forwards.repeat.map(|(at_us, _)| at_us)
+    }
+
+    /// A FORWARD may be lost, or come before the primary has installed its view.
+    pub(super) fn forward_timer(&mut self, out: &mut Effects) {
+        let Some((at_us, every_us)) = self.forwards.repeat else {
+            return;
+        };
+        if at_us > self.now.mono_us {
+            return;
+        }
+        self.drop_stale_forwards();
+        let next = (
+            self.now.mono_us + every_us,
+            (2 * every_us).min(REPEAT_US_MAX),
+        );
+        self.forwards.repeat = (!self.forwards.waiting.is_empty()).then_some(next);
+        self.forward_again(out);
     }
 
     /// A new primary has to hear of what waits.

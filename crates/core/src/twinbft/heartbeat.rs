@@ -17,6 +17,8 @@ pub struct Heartbeats {
     busy_us: u64,
     /// The leader: the BEAT that it posted last, read back or not.
     posted: (View, u64),
+    /// When this twin last signed a HEARTBEAT or the ACK of one: a bad leader may post BEATs without end.
+    signed_us: u64,
     /// The primary host: a HEARTBEAT that `Q − 1` others have not acknowledged, and since when it waits.
     waiting: Option<(u64, u64)>,
     /// The highest count that each host has acknowledged in a view.
@@ -51,6 +53,16 @@ impl Replica {
         (self.config.tuning.suspect_after_us / BEATS_PER_SUSPICION).max(1)
     }
 
+    /// At most twice as often as a correct leader beats.
+    fn may_sign_beat(&mut self) -> bool {
+        let last_us = self.heartbeats.signed_us;
+        let may = last_us == 0 || last_us + self.beat_interval() / 2 <= self.now.mono_us;
+        if may {
+            self.heartbeats.signed_us = self.now.mono_us;
+        }
+        may
+    }
+
     pub(super) fn beat_deadline(&self) -> Option<u64> {
         (self.is_leader() && self.config.shape.hosts() > 1)
             .then_some(self.heartbeats.busy_us + self.beat_interval())
@@ -80,6 +92,9 @@ impl Replica {
         out: &mut Effects,
     ) {
         self.note_sign_of_life();
+        if !self.may_sign_beat() {
+            return;
+        }
         self.heartbeats
             .waiting
             .get_or_insert((count, self.now.mono_us));
@@ -124,6 +139,9 @@ impl Replica {
             return;
         }
         self.heartbeats.pending = None;
+        if !self.may_sign_beat() {
+            return;
+        }
         let statement = Statement::Ack {
             view,
             slot,

@@ -89,6 +89,8 @@ impl Replica {
             || self.leader.withdrawing.is_some()
             || self.leader.resume_at_us > self.now.mono_us
             || !self.is_leader()
+            // It orders behind what it holds.
+            || self.first_missing().is_some()
         {
             return false;
         }

@@ -224,8 +224,8 @@ impl Replica {
             self.poll_votes(out);
             self.poll_proposal(out);
         }
-        self.poll_adoption(out);
         self.poll_catchup(out);
+        self.poll_waiting(out);
         self.poll_commit();
         self.poll_heartbeat(out);
         self.poll_execution(out);
@@ -248,6 +248,7 @@ impl Replica {
         self.beat_timer(out);
         self.chain_timer(out);
         self.views_timer(out);
+        self.forward_timer(out);
     }
 
     /// When the next [`Input::Timer`] is due, in [`Tick::mono_us`]; it may be in the past.
@@ -267,6 +268,7 @@ impl Replica {
             self.beat_deadline(),
             self.chain_deadline(),
             self.views_deadline(),
+            self.forward_deadline(),
             self.suspicion_deadline(),
         ]
         .into_iter()

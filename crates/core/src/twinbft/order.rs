@@ -60,7 +60,9 @@ impl Replica {
         data.is_persisted = endorsed;
         self.slots.insert(slot, data);
         self.persist_slot(slot, out);
-        if !signed_already {
+        // 3: a SIGN rests on the slot. Who lacks a body or what lies below leaves it to those who voted.
+        let is_persisted = self.slots.get(slot).is_some_and(|data| data.is_persisted);
+        if !signed_already && is_persisted {
             self.sign_order(slot, statement, lazy, out);
         }
         self.send_order(slot, out);
@@ -156,7 +158,9 @@ impl Replica {
         }
         let (now, after) = (self.now.mono_us, self.config.tuning.fetch_after_us);
         let quorum = self.config.shape.twin_quorum();
-        let first = self.commit.committed().next();
+        // What the view began with is in its NEW-VIEW, and fetched by its chain.
+        let begun = self.log.installed_log().map_or(Slot(0), |log| log.slot);
+        let first = self.commit.committed().max(begun).next();
         let mut messages = Vec::new();
         for (slot, data) in self.slots.iter_mut_from(first) {
             if data.since_us + after > now {

@@ -255,9 +255,8 @@ impl Replica {
             // Only what is committed is sure to be in the host's log.
             self.slots.drop_from(committed.next());
         }
-        self.views.forget_adoption();
         self.backup.leave_view();
-        self.backup.set_tip(committed);
+        self.backup.set_tip(self.held_end(accepted));
         self.take_over_chain(accepted, accepted_history);
         self.leader_voided(accepted.next());
         let mut slot = accepted.next();
@@ -395,7 +394,7 @@ impl Replica {
             self.recovery.phase = Phase::CatchingUp;
             self.raise_tip();
         }
-        let lacks = self.views.is_adopting() || self.first_missing().is_some();
+        let lacks = self.first_missing().is_some();
         if self.recovery.phase == Phase::CatchingUp && !lacks {
             self.recovery.phase = Phase::Running;
             self.raise_tip();

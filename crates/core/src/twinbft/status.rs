@@ -77,7 +77,7 @@ impl Replica {
             "changing-view"
         } else if self.behind().is_some() {
             "behind"
-        } else if self.views.is_adopting() {
+        } else if self.first_missing().is_some() {
             "catching-up"
         } else if self.suspicion.wished() > view {
             "suspecting"

@@ -14,7 +14,7 @@ use twinbft_types::{
 };
 
 use super::Replica;
-use crate::hostlog::{Installed, NvProposal};
+use crate::hostlog::{Installed, NvProposal, Wish};
 use crate::io::{Effect, Effects};
 use crate::record::Record;
 
@@ -26,6 +26,9 @@ const REPEAT_US: u64 = 20_000;
 const REPEAT_US_MAX: u64 = 500_000;
 /// How often a WISH that takes one back is sent again.
 const WITHDRAWALS_MAX: u8 = 8;
+
+/// A twin signs a new WISH of its host at most this often: the newest counts, and a bad twin may change its mind for ever.
+const WISH_EVERY_US: u64 = 20_000;
 
 /// What numbers a WISH among those of its host.
 type WishOrder = (Incarnation, Epoch, Position);
@@ -71,14 +74,15 @@ pub struct Views {
     endorsed: BTreeSet<Position>,
     /// The view for which this twin has posted NV-ACCEPT.
     accepted: View,
-    /// The installed log that this twin does not hold yet.
-    adopting: Option<(Slot, Digest)>,
     /// When to send again, and how long to wait after that.
     repeat: Option<(u64, u64)>,
     /// Counts the repetitions, to serve another twin each time.
     repeated: u8,
     /// How often a WISH that takes one back is sent again: nothing supersedes it.
     withdrawals_left: u8,
+    /// When this twin last signed a WISH, and when it is to sign the newest one.
+    wish_signed_us: Option<u64>,
+    wish_due_us: Option<u64>,
     /// When to ask for the NEW-VIEW of a higher view again.
     ask_at_us: u64,
     /// Views that this host has installed since the process began.
@@ -94,20 +98,10 @@ impl Views {
         self.changes
     }
 
-    /// The host's log has gone on without this twin.
-    pub const fn forget_adoption(&mut self) {
-        self.adopting = None;
-    }
-
     /// What this twin has said in an earlier life (8).
     pub fn recall(&mut self, left: View, accepted: View) {
         self.left = self.left.max(left);
         self.accepted = self.accepted.max(accepted);
-    }
-
-    /// Whether the installed log is still to be fetched.
-    pub const fn is_adopting(&self) -> bool {
-        self.adopting.is_some()
     }
 }
 
@@ -226,15 +220,6 @@ impl Replica {
         }
         if let Some(view) = self.log.entering() {
             self.poll_entering(view, out);
-        }
-    }
-
-    /// The installed log is this twin's own as soon as it holds it.
-    pub(super) fn poll_adoption(&mut self, out: &mut Effects) {
-        if let Some((slot, history)) = self.views.adopting
-            && self.hold(slot, history, out)
-        {
-            self.finish_adoption(slot, history);
         }
     }
 
@@ -391,7 +376,21 @@ impl Replica {
     // ---- what the log has decided ----
 
     /// The host has a new WISH, or takes one back.
-    pub(super) fn handle_wished(&mut self, view: View, position: Position, out: &mut Effects) {
+    pub(super) fn handle_wished(&mut self, out: &mut Effects) {
+        let due_us = self.views.wish_signed_us.map_or(0, |at| at + WISH_EVERY_US);
+        if due_us > self.now.mono_us {
+            self.views.wish_due_us = Some(due_us);
+        } else {
+            self.sign_wish(out);
+        }
+    }
+
+    fn sign_wish(&mut self, out: &mut Effects) {
+        self.views.wish_due_us = None;
+        let Some(Wish { view, position }) = self.log.last_wish() else {
+            return;
+        };
+        self.views.wish_signed_us = Some(self.now.mono_us);
         let statement = Statement::Wish {
             view,
             epoch: self.config.epoch,
@@ -411,7 +410,7 @@ impl Replica {
         self.views.proposed.clear();
         self.views.relayed.clear();
         self.views.endorsed.clear();
-        self.views.adopting = None;
+        self.chain.forget();
         self.heartbeats.reset(self.now.mono_us);
         self.suspect_anew(true);
         if let Some(statement) = self.log.view_change() {
@@ -427,12 +426,9 @@ impl Replica {
         self.suspect_anew(false);
         self.leader_voided(slot.next());
         self.backup.leave_view();
-        if self.adopt(slot, history) {
-            self.finish_adoption(slot, history);
-        } else {
-            self.views.adopting = Some((slot, history));
-            self.backup.set_tip(self.commit.committed());
-        }
+        self.adopt(slot, history);
+        self.backup.set_tip(self.held_end(slot));
+        self.rebuild_in_log(slot);
         if let Some(statement) = self.log.new_view() {
             self.sign_decided(&statement, false, out);
             self.leader_enters();
@@ -442,15 +438,6 @@ impl Replica {
         }
         self.forward_again(out);
         self.repeat_soon();
-    }
-
-    /// This twin's slots are those of the installed log.
-    fn finish_adoption(&mut self, slot: Slot, history: Digest) {
-        if self.views.adopting.take().is_some() {
-            assert!(self.adopt(slot, history), "it was just found to be held");
-        }
-        self.backup.set_tip(slot);
-        self.rebuild_in_log(slot);
     }
 
     /// 4.3: no request stands twice in the log up to `n`.
@@ -470,15 +457,20 @@ impl Replica {
         self.views.repeat = Some((self.now.mono_us + REPEAT_US, 2 * REPEAT_US));
     }
 
-    pub(super) const fn views_deadline(&self) -> Option<u64> {
-        match self.views.repeat {
-            Some((at_us, _)) => Some(at_us),
-            None => None,
-        }
+    pub(super) fn views_deadline(&self) -> Option<u64> {
+        let repeat = self.views.repeat.map(|(at_us, _)| at_us);
+        [repeat, self.views.wish_due_us].into_iter().flatten().min()
     }
 
     /// 6: WISH, VIEW-CHANGE and NEW-VIEW are sent again until superseded.
     pub(super) fn views_timer(&mut self, out: &mut Effects) {
+        if self
+            .views
+            .wish_due_us
+            .is_some_and(|at| at <= self.now.mono_us)
+        {
+            self.sign_wish(out);
+        }
         let Some((at_us, every_us)) = self.views.repeat else {
             return;
         };

@@ -106,8 +106,8 @@ impl Voting {
         requests: impl IntoIterator<Item = ((ClientId, Seq), Slot)>,
         last: Slot,
     ) {
-        self.in_log = requests.into_iter().collect();
-        self.incomplete.retain(|slot, _| *slot <= last);
+        self.in_log.retain(|_, slot| *slot > last);
+        self.in_log.extend(requests);
     }
 
     /// The private side of a candidate that is now decided.
@@ -206,6 +206,10 @@ impl Replica {
     /// 4.3: a follower votes in slot order, and endorses `n` only if it endorsed `n−1` or that is decided.
     pub(super) fn poll_votes(&mut self, out: &mut Effects) {
         if self.voting.candidates.is_empty() || !self.log.is_primary() || self.is_leader() {
+            return;
+        }
+        // What it has not got is neither in its log of requests nor has it a time.
+        if self.first_missing().is_some() {
             return;
         }
         let mut slot = self.log.accepted().0.next();

@@ -4,6 +4,8 @@ mod happen;
 mod network;
 mod people;
 mod postbox;
+#[cfg(test)]
+mod script_tests;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -171,6 +173,9 @@ pub struct World {
     tracer: Tracer,
     /// Empty between steps; kept for its memory.
     effects: Effects,
+    /// Which messages between hosts are lost besides, and how many of each kind were sent.
+    #[cfg(test)]
+    script: script_tests::Script,
 }
 
 impl World {
@@ -212,6 +217,8 @@ impl World {
             report: Report::default(),
             tracer,
             effects: Effects::default(),
+            #[cfg(test)]
+            script: script_tests::Script::default(),
             scenario,
         };
         world.make_clients(&cast);

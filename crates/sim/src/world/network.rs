@@ -100,6 +100,10 @@ impl World {
     pub(super) fn transmit(&mut self, from: ReplicaId, to: ReplicaId, message: Arc<PeerMessage>) {
         self.report.messages += 1;
         self.report.honest += u64::from(!self.byzantine.contains(&from));
+        #[cfg(test)]
+        if self.script.loses(self.now_us, from, to, &message) {
+            return;
+        }
         if !self.scenario.shape.contains(to) || self.is_lost(host_bit(from), host_bit(to)) {
             return;
         }

@@ -1,0 +1,175 @@
+//! Executions that a reviewer wrote down against view changes: who hears what, and when, is said message by message.
+
+use std::collections::BTreeMap;
+
+use twinbft_core::Tuning;
+use twinbft_types::wire::PeerMessage;
+use twinbft_types::{ReplicaId, Shape, Statement};
+
+use super::World;
+use crate::scenario::{ClientKind, ClientPlan, Scenario};
+use crate::trace::Tracer;
+
+type Loses = Box<dyn Fn(u64, ReplicaId, ReplicaId, &PeerMessage) -> bool>;
+
+/// What is lost, and what was sent.
+#[derive(Default)]
+pub struct Script {
+    loses: Option<Loses>,
+    sent: BTreeMap<&'static str, u64>,
+}
+
+impl std::fmt::Debug for Script {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.sent)
+    }
+}
+
+impl Script {
+    pub fn loses(
+        &mut self,
+        now_us: u64,
+        from: ReplicaId,
+        to: ReplicaId,
+        message: &PeerMessage,
+    ) -> bool {
+        *self.sent.entry(kind(message)).or_default() += 1;
+        self.loses
+            .as_ref()
+            .is_some_and(|loses| loses(now_us, from, to, message))
+    }
+}
+
+fn kind(message: &PeerMessage) -> &'static str {
+    match message {
+        PeerMessage::FetchChain { .. } => "fetch chain",
+        PeerMessage::Chain(_) => "chain",
+        _ => "other",
+    }
+}
+
+fn keeps_alive(message: &PeerMessage) -> bool {
+    match message {
+        PeerMessage::Order(_) => true,
+        PeerMessage::Certificate(c) => matches!(c.signed.statement, Statement::Heartbeat { .. }),
+        _ => false,
+    }
+}
+
+/// A cluster without chance: correct twins, a quick network, two clients.
+fn world(hosts: u8, twins: u8, operations: u32, depth: usize) -> World {
+    let mut scenario = Scenario::from_seed(1);
+    scenario.shape = Shape::new(hosts, twins).expect("a valid shape");
+    scenario.tuning = Tuning {
+        batch_requests_max: 1,
+        ..Tuning::default()
+    };
+    scenario.clients = (0..2)
+        .map(|key| ClientPlan {
+            key,
+            kind: ClientKind::Honest,
+            operations,
+            depth,
+            fast_reads: 0,
+        })
+        .collect();
+    scenario.loss = 0;
+    scenario.duplication = 0;
+    scenario.delay_us_max = 100;
+    scenario.faults.clear();
+    scenario.doubles.clear();
+    scenario.sync_us_max = 0;
+    scenario.reads_max = 256;
+    scenario.heal_at_us = 0;
+    World::new(scenario, Tracer::digesting())
+}
+
+impl World {
+    /// Goes on until this time; a broken invariant fails the test.
+    fn go_to(&mut self, end_us: u64) {
+        while let Some((at_us, happening)) = self.agenda.pop() {
+            if at_us > end_us {
+                self.agenda.schedule(at_us, happening);
+                return;
+            }
+            self.now_us = at_us;
+            self.happen(happening)
+                .unwrap_or_else(|violation| panic!("{violation}"));
+        }
+    }
+
+    fn sent(&self, kind: &'static str) -> u64 {
+        self.script.sent.get(kind).copied().unwrap_or(0)
+    }
+}
+
+/// The leader of view 1 holds less than both logs that it may choose, and what it asks for comes late. Then it fetched one
+/// and threw it away for the other, as fast as it could.
+fn two_logs_to_choose_from(chain_from_us: u64) -> World {
+    let mut world = world(3, 2, 300, 4);
+    let leader = ReplicaId::new(1, 0);
+    world.script.loses = Some(Box::new(move |now_us, from, to, message| {
+        let to_first = to.host.0 == 1 && now_us > 5_000;
+        let to_second = to.host.0 == 2 && now_us > 8_000;
+        let late =
+            matches!(message, PeerMessage::Chain(_)) && to == leader && now_us < chain_from_us;
+        let of_old_view = from.host.0 == 0 || now_us < 500_000;
+        late || (now_us < 1_050_000
+            && (to_first || to_second)
+            && keeps_alive(message)
+            && of_old_view)
+    }));
+    world
+}
+
+#[test]
+fn two_chosen_logs_are_fetched_beside_each_other_and_not_in_turns() {
+    let mut world = two_logs_to_choose_from(508_400);
+    world.go_to(3_000_000);
+    assert!(world.is_done(), "{}", world.summary());
+    assert!(world.sent("fetch chain") < 2_000, "{:?}", world.script);
+}
+
+#[test]
+fn a_log_that_was_voted_for_is_still_there_when_its_view_begins() {
+    let mut world = two_logs_to_choose_from(0);
+    world.go_to(3_000_000);
+    assert!(world.is_done(), "{}", world.summary());
+    assert!(world.sent("fetch chain") < 2_000, "{:?}", world.script);
+}
+
+/// A twin that lags behind its own host when a view begins waits for the slots that it lacks, takes no ORDER as if it had
+/// them, and goes on when they are there.
+#[test]
+fn a_twin_that_lags_when_a_view_begins_comes_after() {
+    let mut world = world(3, 3, 1000, 1);
+    let lagging = ReplicaId::new(2, 2);
+    world.script.loses = Some(Box::new(move |now_us, from, to, message| {
+        let deaf = to == lagging && now_us > 2_000 && now_us < 510_150;
+        let late = to == lagging && now_us < 1_600_000 && matches!(message, PeerMessage::Chain(_));
+        let dead = now_us > 10_000 && (to.host.0 == 0 || from.host.0 == 0);
+        deaf || late || dead
+    }));
+    world.go_to(1_500_000);
+    world.go_to(4_000_000);
+    assert!(world.is_done(), "{}", world.summary());
+    let executed = world.twin(lagging).core.status().executed;
+    let by_sibling = world.twin(ReplicaId::new(2, 0)).core.status().executed;
+    assert_eq!(executed, by_sibling, "{}", world.summary());
+}
+
+/// An idle cluster of any shape is at rest in view 0: nobody suspects anybody.
+#[test]
+fn an_idle_cluster_suspects_nobody() {
+    for (hosts, twins) in [(3, 2), (3, 3), (2, 3), (5, 3), (1, 3), (4, 4)] {
+        let mut world = world(hosts, twins, 1, 1);
+        world.go_to(10_000_000);
+        for twin in &world.twins {
+            let log = twin.core.host_log();
+            let standing = log.standing_of(twin.id.twin);
+            assert_eq!(log.wish(), None, "{}", world.summary());
+            assert_eq!((standing.0.0, standing.1.0), (0, 0), "{}", world.summary());
+            assert_eq!(twin.core.status().state, "running", "{}", world.summary());
+        }
+    }
+}
