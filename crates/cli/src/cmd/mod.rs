@@ -1,6 +1,7 @@
 //! One module for each subcommand: its arguments and what it does.
 
 pub mod bench;
+pub mod chaos;
 pub mod check;
 pub mod completion;
 pub mod demo;

@@ -48,7 +48,11 @@ impl Spec {
         cpu: &[u16],
     ) -> Self {
         let run = layout.host_run(name.host());
-        let file = file.to_string_lossy().into_owned();
+        let own = programs.replica_configurations.get(&name);
+        let file = own
+            .map_or(file, PathBuf::as_path)
+            .to_string_lossy()
+            .into_owned();
         let mut arguments = vec!["--config".to_owned(), file, "--host".to_owned()];
         arguments.push(name.host().to_string());
         let (program, notify) = match name {

@@ -12,6 +12,7 @@ mod notify;
 mod run_file;
 mod shared;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -104,6 +105,8 @@ pub struct Programs {
     pub directory: PathBuf,
     /// More arguments for every replica, like `--byzantine-control`.
     pub replica_arguments: Vec<String>,
+    /// Replicas with a configuration of their own, beside the cluster's.
+    pub replica_configurations: BTreeMap<ProcessName, PathBuf>,
 }
 
 impl Programs {
@@ -122,6 +125,7 @@ impl Programs {
             directory: directory.unwrap_or(beside).to_owned(),
             launcher,
             replica_arguments: Vec::new(),
+            replica_configurations: BTreeMap::new(),
         })
     }
 }

@@ -38,6 +38,7 @@ pub fn install(directory: &Path) -> Programs {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
     Programs {
+        replica_configurations: std::collections::BTreeMap::new(),
         launcher: PathBuf::from(env!("CARGO_BIN_EXE_twinbft")),
         directory: bin,
         replica_arguments: Vec::new(),

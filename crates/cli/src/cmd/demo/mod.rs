@@ -1,13 +1,13 @@
 //! `twinbft demo`: a cluster of real processes, a liar, a killed host, and a verdict over what clients saw.
 
 mod board;
-mod director;
+pub mod director;
 mod prompt;
 mod script;
-mod stage;
-mod verdict;
-mod view;
-mod workload;
+pub mod stage;
+pub mod verdict;
+pub mod view;
+pub mod workload;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,7 +18,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use board::Board;
 use director::Director;
-use stage::Stage;
+use stage::{Setting, Stage};
+use twinbft_config::Durability;
 use verdict::Findings;
 
 /// What a shell says of a command that Ctrl-C has ended.
@@ -77,7 +78,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .context("listening to signals")?;
     let mut board = Board::new(args.json, !args.interactive);
     let started = Instant::now();
-    let mut stage = Stage::start(args.keep.as_deref(), args.bin_dir.as_deref())?;
+    let setting = Setting {
+        keep: args.keep.as_deref(),
+        bin_dir: args.bin_dir.as_deref(),
+        durability: Durability::Memory,
+    };
+    let mut stage = Stage::set(&setting, |_, _| Ok(()))?;
     let outcome = runtime.block_on(async {
         tokio::select! {
             biased;
@@ -139,10 +145,14 @@ fn conclude(args: &Args, findings: &Findings, board: &mut Board) -> ExitCode {
 }
 
 /// The signals that mean the end.
-struct Told([Signal; 3]);
+pub struct Told([Signal; 3]);
 
 impl Told {
-    fn new() -> std::io::Result<Self> {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// When the kernel does not let it.
+    pub fn new() -> std::io::Result<Self> {
         Ok(Self([
             signal(SignalKind::interrupt())?,
             signal(SignalKind::terminate())?,
@@ -150,7 +160,8 @@ impl Told {
         ]))
     }
 
-    async fn wait(mut self) {
+    /// Until one of them comes.
+    pub async fn wait(mut self) {
         let [interrupt, terminate, hang_up] = &mut self.0;
         tokio::select! {
             _ = interrupt.recv() => {}

@@ -95,16 +95,30 @@ pub struct Stage {
     place: Place,
 }
 
+/// How the stage is set.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting<'s> {
+    /// A new directory that stays, in place of a temporary one.
+    pub keep: Option<&'s Path>,
+    /// Where the programs are; by default beside this one.
+    pub bin_dir: Option<&'s Path>,
+    /// What the replicas' promises outlive.
+    pub durability: Durability,
+}
+
 impl Stage {
-    /// Makes a cluster and starts its processes. Does not wait for them.
+    /// Makes a cluster and starts its processes. Does not wait for them. `prepare` comes between the two.
     ///
     /// # Errors
     /// When a program is missing or something cannot be made.
-    pub fn start(keep: Option<&Path>, bin_dir: Option<&Path>) -> anyhow::Result<Self> {
-        let mut programs = Programs::beside_this_one(bin_dir)?;
+    pub fn set(
+        setting: &Setting<'_>,
+        prepare: impl FnOnce(&Cluster, &mut Programs) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
+        let mut programs = Programs::beside_this_one(setting.bin_dir)?;
         let real = programs.directory.clone();
         check_programs(&real)?;
-        let place = Place::make(keep)?;
+        let place = Place::make(setting.keep)?;
         let layout = Layout::new(place.path());
         let plan = init::Plan {
             hosts: HOSTS,
@@ -112,11 +126,12 @@ impl Stage {
             clients: CLIENTS,
             service: "kv",
             base_port: free_ports()?,
-            durability: Durability::Memory,
+            durability: setting.durability,
         };
         init::create(&layout, plan)?;
         let cluster = Cluster::load(place.path())?;
         programs.directory = link_programs(&real, place.path())?;
+        prepare(&cluster, &mut programs)?;
         let asker = Asker::new(&cluster, 0)?;
         let supervisor = Arc::new(Supervisor::start(&cluster, &programs)?);
         let (processes, watcher) = watch_processes(&supervisor)?;
@@ -130,7 +145,11 @@ impl Stage {
         })
     }
 
-    fn supervisor(&self) -> &Supervisor {
+    /// Whoever keeps the processes.
+    ///
+    /// # Panics
+    /// After the stage was stopped.
+    pub fn supervisor(&self) -> &Supervisor {
         self.supervisor
             .as_deref()
             .expect("it is there until the stage is stopped")

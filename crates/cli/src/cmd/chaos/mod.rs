@@ -1,0 +1,277 @@
+//! `twinbft chaos`: a cluster of real processes under load, to which one fault after the other happens, and a verdict.
+
+mod links;
+mod mischief;
+mod plan;
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use rand::SeedableRng as _;
+use rand_chacha::ChaCha8Rng;
+use twinbft_cli::supervise::ProcessName;
+use twinbft_client::history::History;
+use twinbft_config::Durability;
+
+use super::demo::Told;
+use super::demo::stage::{HOSTS, Setting, Stage, TWINS};
+use super::demo::view::{Evidence, Snapshot};
+use super::demo::workload::Workload;
+use links::Links;
+use mischief::Mischief;
+use plan::{Act, Fault};
+use report::Report;
+
+/// How long the cluster may take to become whole again after a fault.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may take to start.
+const START: Duration = Duration::from_secs(30);
+/// All processes are asked again after this long.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Bound of the search for each key.
+const CHECK_STEPS_MAX: u64 = 50_000_000;
+
+/// Do harm to a cluster under load and check what its clients saw
+///
+/// Starts 3 hosts x 2 twins and 3 brokers as processes of this machine in a temporary directory, with durability "group", and lets
+/// sessions read, write and compare-and-swap. One fault after the other is drawn from the seed: processes are killed, stopped and
+/// restarted, disks wiped, hosts cut off, muted and slowed, twins lie; never more than one host at a time, which is what three hosts
+/// survive. At the end everything that clients saw is checked for linearizability, and every acknowledged write is read again. Exit
+/// status 0 when all is as it must be, 1 otherwise.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Everything is drawn from it; by default a new one, which is printed
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// For how long
+    #[arg(long, value_name = "M", default_value_t = 10.0, value_parser = minutes)]
+    minutes: f64,
+    /// Only faults of these kinds, as the report names them
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    only: Vec<String>,
+    /// The verdict as one JSON document on the standard output; everything else goes to the standard error
+    #[arg(long)]
+    json: bool,
+    /// Use this new directory for everything, logs included, and keep it
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    /// Where postbox-broker and twinbft-replica-doubles are; by default beside this program
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+}
+
+fn minutes(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(minutes) if (0.05..=1440.0).contains(&minutes) => Ok(minutes),
+        Ok(_) | Err(_) => Err("not a number of minutes from 0.05 to 1440".to_owned()),
+    }
+}
+
+/// Runs it and says the verdict.
+///
+/// # Errors
+/// When the cluster cannot be started or driven at all.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let seed = match args.seed {
+        Some(seed) => seed,
+        None => u64::from(getrandom::u32().context("asking for random bytes")?),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    let told = runtime
+        .block_on(async { Told::new() })
+        .context("listening to signals")?;
+    let mut laid = None;
+    let setting = Setting {
+        keep: args.keep.as_deref(),
+        bin_dir: args.bin_dir.as_deref(),
+        durability: Durability::Group,
+    };
+    let mut stage = Stage::set(&setting, |cluster, programs| {
+        let (links, files) = Links::lay(cluster)?;
+        programs.replica_configurations = files
+            .into_iter()
+            .map(|(id, file)| (ProcessName::Replica(id.host.0, id.twin.0), file))
+            .collect();
+        laid = Some(links);
+        Ok(())
+    })?;
+    let mut links = laid.expect("laid before the processes start");
+    eprintln!(
+        "chaos: seed {seed}, {} minutes, in {}",
+        args.minutes,
+        stage.directory().display()
+    );
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            biased;
+            () = told.wait() => Ok(None),
+            report = play(args, seed, &mut stage, &mut links) => report.map(Some),
+        }
+    });
+    drop(links);
+    let (_, kept) = stage.stop()?;
+    runtime.shutdown_background();
+    if let Some(path) = kept {
+        eprintln!("chaos: kept {} (logs in log/)", path.display());
+    }
+    let Some(report) = outcome? else {
+        eprintln!("chaos: interrupted");
+        return Ok(ExitCode::from(130));
+    };
+    if args.json {
+        println!("{:#}", report.json());
+    } else {
+        println!("{}", report.text());
+    }
+    Ok(if report.problems().is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What was seen so far.
+struct Run<'r> {
+    stage: &'r Stage,
+    load: Workload,
+    evidence: Evidence,
+    view: u64,
+    faults: BTreeMap<&'static str, u64>,
+    liars: BTreeSet<twinbft_types::ReplicaId>,
+    longest_stall: (Duration, String),
+    unmet: Vec<String>,
+}
+
+async fn play(
+    args: &Args,
+    seed: u64,
+    stage: &mut Stage,
+    links: &mut Links,
+) -> anyhow::Result<Report> {
+    links.start()?;
+    stage.ready(START).await?;
+    let begun = Instant::now();
+    let end = begun + Duration::from_secs_f64(args.minutes * 60.0);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let stage: &Stage = stage;
+    let mut run = Run {
+        stage,
+        load: Workload::start(&stage.cluster).await?,
+        evidence: Evidence::default(),
+        view: 0,
+        faults: BTreeMap::new(),
+        liars: BTreeSet::new(),
+        longest_stall: (Duration::ZERO, "nothing".to_owned()),
+        unmet: Vec::new(),
+    };
+    let mischief = Mischief { stage, links };
+    while Instant::now() < end && run.unmet.is_empty() {
+        let act = Act::draw(&mut rng, HOSTS, TWINS);
+        let fault = act.fault;
+        if !args.only.is_empty() && !args.only.iter().any(|kind| kind == fault.kind()) {
+            continue;
+        }
+        eprintln!(
+            "chaos: {:6.1} s  {fault}, for {} ms",
+            begun.elapsed().as_secs_f64(),
+            act.lasts.as_millis()
+        );
+        run.note(fault);
+        mischief.carry_out(fault, act.lasts).await?;
+        run.until_whole(fault).await;
+        tokio::time::sleep(act.rest).await;
+        run.note_stall(fault);
+    }
+    run.finish(seed, begun).await
+}
+
+impl Run<'_> {
+    fn note(&mut self, fault: Fault) {
+        *self.faults.entry(fault.kind()).or_default() += 1;
+        if let Fault::Lie(twin) = fault {
+            self.liars.insert(twin);
+        }
+    }
+
+    fn note_stall(&mut self, fault: Fault) {
+        let longest = self.load.record().longest_stall;
+        if longest > self.longest_stall.0 {
+            self.longest_stall = (longest, fault.to_string());
+        }
+    }
+
+    async fn look(&mut self) -> Snapshot {
+        let snapshot = self.stage.look(&mut self.evidence).await;
+        let views = snapshot.twins.values().flatten().map(|twin| twin.view);
+        self.view = self.view.max(views.max().unwrap_or(0));
+        snapshot
+    }
+
+    /// Waits until every process takes part again.
+    async fn until_whole(&mut self, fault: Fault) {
+        let begun = Instant::now();
+        loop {
+            let snapshot = self.look().await;
+            let missing = missing(&snapshot);
+            if missing.is_empty() {
+                return;
+            }
+            if begun.elapsed() >= PATIENCE {
+                self.unmet.push(format!(
+                    "{} s after this ended: {fault}, the cluster is not whole: {}",
+                    PATIENCE.as_secs(),
+                    missing.join(", ")
+                ));
+                return;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn finish(mut self, seed: u64, begun: Instant) -> anyhow::Result<Report> {
+        eprintln!("chaos: reading every acknowledged write again, and checking what clients saw");
+        let elapsed = begun.elapsed();
+        self.look().await;
+        let (record, _, lost) = self.load.finish().await;
+        let history: History = record.history;
+        let check = tokio::task::spawn_blocking(move || history.check(CHECK_STEPS_MAX));
+        let linearizable = check.await.context("checking the history")?.into();
+        Ok(Report {
+            seed,
+            elapsed,
+            faults: self.faults,
+            operations: record.operations,
+            errors: (record.errors, record.first_error),
+            linearizable,
+            writes: (record.kept.len() as u64, lost),
+            longest_stall: (record.longest_stall, self.longest_stall.1),
+            view: self.view,
+            liars: self.liars,
+            evidence: self.evidence,
+            unmet: self.unmet,
+        })
+    }
+}
+
+/// Who does not take part, and why.
+fn missing(snapshot: &Snapshot) -> Vec<String> {
+    let mut missing: Vec<String> = (0..HOSTS)
+        .filter(|host| !snapshot.brokers.contains(host))
+        .map(|host| format!("the broker of h{host} does not answer"))
+        .collect();
+    for (id, view) in &snapshot.twins {
+        match view {
+            None => missing.push(format!("{id} does not answer")),
+            Some(view) if view.state == "running" || view.state == "suspecting" => {}
+            Some(view) => missing.push(format!("{id} is {}", view.state)),
+        }
+    }
+    missing
+}
