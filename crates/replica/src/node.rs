@@ -180,7 +180,12 @@ impl CoreThread {
             waker: inbox.waker(),
         };
         #[cfg(feature = "byzantine-doubles")]
-        let doubles = crate::byzantine::Doubles::new(*me, core.incarnation, core.keys.clone());
+        let doubles = crate::byzantine::Doubles::new(
+            *me,
+            core.incarnation,
+            core.keys.clone(),
+            core.shape.hosts(),
+        );
         let (me, stop) = (*me, Arc::new(AtomicBool::new(false)));
         let stopped = stop.clone();
         let life = move || -> anyhow::Result<()> {

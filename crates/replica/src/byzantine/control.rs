@@ -68,12 +68,15 @@ async fn converse(stream: UnixStream, inbox: &Inbox) -> std::io::Result<()> {
 fn obey(line: &str, inbox: &Inbox) -> Result<(), String> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let names = || Double::ALL.map(Double::name).join(" | ");
-    let ["byzantine", name] = words[..] else {
-        return Err(format!("say: byzantine {}", names()));
+    let (name, share) = match words[..] {
+        ["byzantine", name] => (name, None),
+        ["byzantine", name, share] => (name, Some(share)),
+        _ => return Err(format!("say: byzantine {}", names())),
     };
-    let double = Double::from_name(name).ok_or_else(|| {
+    let double = Double::from_words(name, share).ok_or_else(|| {
         format!(
-            "there is no double named {name}; say: byzantine {}",
+            "there is no double {}; say: byzantine {}, and refuse with a share from 0 to 1",
+            words[1..].join(" "),
             names()
         )
     })?;
@@ -91,6 +94,10 @@ mod tests {
         let inbox = Inbox::new(twinbft_postbox::Waker::new().unwrap());
         assert_eq!(obey("byzantine wrong-result\n", &inbox), Ok(()));
         assert_eq!(obey(" byzantine   off", &inbox), Ok(()));
+        assert_eq!(obey("byzantine refuse 0.01", &inbox), Ok(()));
+        assert!(obey("byzantine refuse", &inbox).is_err());
+        assert!(obey("byzantine refuse 2", &inbox).is_err());
+        assert!(obey("byzantine mute 0.5", &inbox).is_err());
         assert!(inbox.has_work());
         assert!(obey("byzantine rude", &inbox).unwrap_err().contains("rude"));
         assert!(

@@ -5,12 +5,14 @@
 //! ([`Doubles::rewrite`]); the core does not know. Each is one file of this module and one arm here.
 
 mod control;
+mod saboteur;
 mod wrong_result;
 
 use twinbft_core::{Effects, Input};
 use twinbft_types::{Incarnation, KeyRing, ReplicaId};
 
 pub use control::serve;
+use saboteur::Saboteur;
 use wrong_result::WrongResult;
 
 /// How a replica misbehaves.
@@ -20,11 +22,50 @@ pub enum Double {
     Off,
     /// Its RESULTs and replies carry altered results, with valid MACs over them: only the cross-check catches it.
     WrongResult,
+    /// Its CHECKPOINTs carry altered digests.
+    WrongCheckpoint,
+    /// Posts and sends nothing.
+    Mute,
+    /// Sends nothing to one of the other hosts.
+    HalfMute,
+    /// Endorses and accepts nothing.
+    NoVotes,
+    /// NACKs whatever it should endorse.
+    NackAll,
+    /// As leader, posts a second proposal behind each.
+    Equivocate,
+    /// Every second MAC of its signatures is wrong.
+    SpoilMacs,
+    /// Posts old entries of its own again.
+    Replay,
+    /// Posts well-formed nonsense of every kind beside all that it has to say.
+    Spam,
+    /// Signs what was not decided, in its sibling's name.
+    Forge,
+    /// Votes for nothing in this share of batches: the fault of the papers' experiments.
+    Refuse {
+        /// Batches of a million.
+        per_million: u32,
+    },
 }
 
 impl Double {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::Off, Self::WrongResult];
+    /// All of them; the one that refuses stands for every share.
+    pub const ALL: [Self; 13] = [
+        Self::Off,
+        Self::WrongResult,
+        Self::WrongCheckpoint,
+        Self::Mute,
+        Self::HalfMute,
+        Self::NoVotes,
+        Self::NackAll,
+        Self::Equivocate,
+        Self::SpoilMacs,
+        Self::Replay,
+        Self::Spam,
+        Self::Forge,
+        Self::Refuse { per_million: 0 },
+    ];
 
     /// The name that the control socket takes.
     #[must_use]
@@ -32,13 +73,41 @@ impl Double {
         match self {
             Self::Off => "off",
             Self::WrongResult => "wrong-result",
+            Self::WrongCheckpoint => "wrong-checkpoint",
+            Self::Mute => "mute",
+            Self::HalfMute => "half-mute",
+            Self::NoVotes => "no-votes",
+            Self::NackAll => "nack-all",
+            Self::Equivocate => "equivocate",
+            Self::SpoilMacs => "spoil-macs",
+            Self::Replay => "replay",
+            Self::Spam => "spam",
+            Self::Forge => "forge",
+            Self::Refuse { .. } => "refuse",
         }
     }
 
-    /// The double of this name.
+    /// The double of this name; `refuse` needs a share from 0 to 1, the others none.
     #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|double| double.name() == name)
+    pub fn from_words(name: &str, share: Option<&str>) -> Option<Self> {
+        let known = Self::ALL.into_iter().find(|double| double.name() == name)?;
+        match (known, share) {
+            (Self::Refuse { .. }, Some(share)) => {
+                let share: f64 = share.parse().ok()?;
+                #[allow(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "a share of a million"
+                )]
+                let per_million = (share * 1e6).round() as u32;
+                (0.0..=1.0)
+                    .contains(&share)
+                    .then_some(Self::Refuse { per_million })
+            }
+            (Self::Refuse { .. }, None) => None,
+            (known, None) => Some(known),
+            (_, Some(_)) => None,
+        }
     }
 }
 
@@ -46,15 +115,17 @@ impl Double {
 pub struct Doubles {
     acting: Double,
     wrong_result: WrongResult,
+    saboteur: Saboteur,
 }
 
 impl Doubles {
-    /// Honest until told otherwise. `keys` are the replica's own.
+    /// Honest until told otherwise. `keys` are the replica's own, `hosts` is the cluster's `N`.
     #[must_use]
-    pub fn new(me: ReplicaId, incarnation: Incarnation, keys: KeyRing) -> Self {
+    pub fn new(me: ReplicaId, incarnation: Incarnation, keys: KeyRing, hosts: u8) -> Self {
         Self {
             acting: Double::Off,
             wrong_result: WrongResult::new(me, incarnation, keys),
+            saboteur: Saboteur::new(me, hosts),
         }
     }
 
@@ -70,10 +141,7 @@ impl Doubles {
     /// The double that is acted; `None` when honest.
     #[must_use]
     pub fn acting(&self) -> Option<&'static str> {
-        match self.acting {
-            Double::Off => None,
-            Double::WrongResult => Some(self.acting.name()),
-        }
+        (self.acting != Double::Off).then(|| self.acting.name())
     }
 
     /// Before the core takes an input.
@@ -87,6 +155,7 @@ impl Doubles {
         match self.acting {
             Double::Off => {}
             Double::WrongResult => self.wrong_result.rewrite(effects),
+            double => self.saboteur.rewrite(double, effects),
         }
     }
 }

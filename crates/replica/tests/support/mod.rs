@@ -282,14 +282,6 @@ impl Cluster {
         child.wait().expect("our own child")
     }
 
-    /// Sends SIGKILL to a replica and waits for its end.
-    pub fn kill(&mut self, id: ReplicaId) {
-        let at = self.replicas.iter().position(|(known, _)| *known == id);
-        let (_, mut child) = self.replicas.remove(at.expect("it runs"));
-        child.kill().expect("our own child");
-        child.wait().expect("our own child");
-    }
-
     /// The process of a replica.
     pub fn pid(&self, id: ReplicaId) -> u32 {
         self.replicas

@@ -5,7 +5,10 @@ use std::io::{IsTerminal as _, Write};
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
-use super::view::Snapshot;
+use twinbft_types::ReplicaId;
+
+use super::director::WRONG_RESULT;
+use super::view::{Snapshot, TwinView};
 
 const HEADINGS: [&str; 8] = [
     "host",
@@ -124,15 +127,18 @@ fn row(snapshot: &Snapshot, host: u8, is_killed: bool) -> [String; HEADINGS.len(
         (false, true) => "primary",
         (false, false) => "backup",
     };
+    let doing = |id: &ReplicaId, view: &TwinView| match view.double.as_deref()? {
+        WRONG_RESULT => Some(format!("{id} LIES")),
+        other => Some(format!("{id}: {other}")),
+    };
     let liars: Vec<String> = answering
         .iter()
-        .filter(|(_, view)| view.double.is_some())
-        .map(|(id, _)| id.to_string())
+        .filter_map(|(id, view)| doing(id, view))
         .collect();
     let state = if is_killed {
         "down (killed)".to_owned()
     } else if !liars.is_empty() {
-        format!("{} LIES", liars.join(", "))
+        liars.join(", ")
     } else if answering.len() < expected || !snapshot.brokers.contains(&host) {
         "not complete".to_owned()
     } else if let Some((id, view)) = answering.iter().find(|(_, view)| view.state != "running") {

@@ -55,6 +55,9 @@ pub struct Director<'d> {
     open_lie: Option<OpenLie>,
     lies: Vec<Lie>,
     liars: BTreeSet<ReplicaId>,
+    /// Who misbehaves at the moment in another way, and who ever did.
+    saboteur: Option<ReplicaId>,
+    saboteurs: BTreeSet<ReplicaId>,
     killed: BTreeSet<u8>,
     beyond: Option<String>,
     unmet: Vec<String>,
@@ -93,6 +96,8 @@ impl<'d> Director<'d> {
             open_lie: None,
             lies: Vec::new(),
             liars: BTreeSet::new(),
+            saboteur: None,
+            saboteurs: BTreeSet::new(),
             killed: BTreeSet::new(),
             beyond: None,
             unmet: Vec::new(),
@@ -111,7 +116,25 @@ impl<'d> Director<'d> {
 
     /// Who lies at the moment.
     pub fn liar(&self) -> Option<ReplicaId> {
-        self.open_lie.as_ref().map(|lie| lie.twin)
+        let liar = self.open_lie.as_ref().map(|lie| lie.twin);
+        liar.or(self.saboteur)
+    }
+
+    /// Makes a twin misbehave in another way than by lies in its results. It may be named for that or not; clients must notice
+    /// nothing.
+    ///
+    /// # Errors
+    /// When the twin does not obey.
+    pub async fn misbehave(&mut self, twin: ReplicaId, how: &str) -> anyhow::Result<()> {
+        self.stage.tell(twin, how)?;
+        self.saboteur = Some(twin);
+        self.saboteurs.insert(twin);
+        self.go_on(Duration::ZERO).await;
+        self.say(&format!(
+            "   {twin} does {how}, and clients go on getting answers"
+        ));
+        self.show().await;
+        Ok(())
     }
 
     /// Who was killed.
@@ -122,14 +145,6 @@ impl<'d> Director<'d> {
     /// Where the configuration is.
     pub fn config(&self) -> &std::path::Path {
         &self.stage.cluster.file
-    }
-
-    /// The host whose twins order requests, as far as they answer.
-    pub fn primary(&self) -> Option<u8> {
-        let mut twins = self.snapshot.twins.iter();
-        let leads = |view: &super::view::TwinView| view.role == "leader";
-        let (id, _) = twins.find(|(_, view)| view.as_ref().is_some_and(leads))?;
-        Some(id.host.0)
     }
 
     /// From now on clients may be without answers, because `what` was done on request.
@@ -297,6 +312,10 @@ impl<'d> Director<'d> {
     /// # Errors
     /// When the twin does not obey.
     pub async fn heal(&mut self) -> anyhow::Result<()> {
+        if let Some(twin) = self.saboteur.take() {
+            self.stage.tell(twin, HONEST)?;
+            self.say(&format!("   {twin} is honest again"));
+        }
         self.look().await;
         let Some(open) = &self.open_lie else {
             return Ok(());
@@ -388,6 +407,7 @@ impl<'d> Director<'d> {
             longest_stall: record.longest_stall,
             slowest: record.slowest,
             liars: self.liars,
+            saboteurs: self.saboteurs,
             lies: self.lies,
             evidence: self.evidence,
             killed: self.killed,

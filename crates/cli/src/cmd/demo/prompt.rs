@@ -13,7 +13,9 @@ use super::stage::{HOSTS, TWINS};
 
 const HELP: &str = "Commands:
   byzantine h1/1 wrong-result   twin 1 of host 1 lies in its replies
-  heal                          whoever lies is honest again
+  byzantine h1/1 OTHER          wrong-checkpoint, mute, half-mute, no-votes, nack-all, equivocate, spoil-macs,
+                                replay, spam, forge, or refuse SHARE: it misbehaves in that way
+  heal                          whoever lies or misbehaves is honest again
   kill h2                       SIGKILL to the broker and both twins of host 2, for good
   status                        the table
   bench [SECONDS]               measure throughput and latency beside the sessions (default 2 s)
@@ -26,11 +28,24 @@ const BENCH_S_MAX: u32 = 60;
 /// What can be said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Command {
-    Byzantine { twin: ReplicaId, anyway: bool },
+    Byzantine {
+        twin: ReplicaId,
+        anyway: bool,
+    },
+    Misbehave {
+        twin: ReplicaId,
+        how: String,
+        anyway: bool,
+    },
     Heal,
-    Kill { host: u8, anyway: bool },
+    Kill {
+        host: u8,
+        anyway: bool,
+    },
     Status,
-    Bench { seconds: u32 },
+    Bench {
+        seconds: u32,
+    },
     Help,
     Quit,
     Nothing,
@@ -49,7 +64,15 @@ fn parse(line: &str) -> Result<Command, String> {
             twin: parse_twin(twin)?,
             anyway,
         }),
-        ["byzantine", ..] => Err(format!("say: byzantine h1/1 {WRONG_RESULT}")),
+        ["byzantine", twin, how @ ..] if is_double(how) => Ok(Command::Misbehave {
+            twin: parse_twin(twin)?,
+            how: how.join(" "),
+            anyway,
+        }),
+        ["byzantine", ..] => Err(format!(
+            "say: byzantine h1/1 {WRONG_RESULT}, or one of {}, or refuse 0.01",
+            DOUBLES.join(", ")
+        )),
         ["kill", host] => Ok(Command::Kill {
             host: parse_host(host)?,
             anyway,
@@ -65,6 +88,30 @@ fn parse(line: &str) -> Result<Command, String> {
         ["help" | "?"] => Ok(Command::Help),
         ["quit" | "exit"] => Ok(Command::Quit),
         [other, ..] => Err(format!("{other:?} is no command; help lists them")),
+    }
+}
+
+/// What a twin can be told besides, one word each.
+const DOUBLES: [&str; 10] = [
+    "wrong-checkpoint",
+    "mute",
+    "half-mute",
+    "no-votes",
+    "nack-all",
+    "equivocate",
+    "spoil-macs",
+    "replay",
+    "spam",
+    "forge",
+];
+
+fn is_double(words: &[&str]) -> bool {
+    match words {
+        [name] => DOUBLES.contains(name),
+        ["refuse", share] => share
+            .parse()
+            .is_ok_and(|share: f64| (0.0..=1.0).contains(&share)),
+        _ => false,
     }
 }
 
@@ -136,7 +183,10 @@ fn read_lines() -> anyhow::Result<mpsc::Receiver<String>> {
 
 async fn obey(director: &mut Director<'_>, command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Byzantine { twin, anyway } => byzantine(director, twin, anyway).await?,
+        Command::Byzantine { twin, anyway } => byzantine(director, twin, None, anyway).await?,
+        Command::Misbehave { twin, how, anyway } => {
+            byzantine(director, twin, Some(how), anyway).await?;
+        }
         Command::Kill { host, anyway } => kill(director, host, anyway).await?,
         Command::Heal => heal(director).await?,
         Command::Status => director.show().await,
@@ -165,6 +215,7 @@ fn too_much(director: &Director<'_>, host: u8) -> Option<String> {
 async fn byzantine(
     director: &mut Director<'_>,
     twin: ReplicaId,
+    how: Option<String>,
     anyway: bool,
 ) -> anyhow::Result<()> {
     if director.killed().contains(&twin.host.0) {
@@ -172,20 +223,25 @@ async fn byzantine(
         return Ok(());
     }
     if let Some(liar) = director.liar() {
-        director.say(&format!("{liar} lies already: heal it first"));
+        director.say(&format!("{liar} misbehaves already: heal it first"));
         return Ok(());
     }
     if let Some(why) = too_much(director, twin.host.0) {
         if !anyway {
             director.say(&format!(
-                "{why}; say: byzantine {}/{} {WRONG_RESULT} anyway",
-                twin.host, twin.twin.0
+                "{why}; say: byzantine {}/{} {} anyway",
+                twin.host,
+                twin.twin.0,
+                how.as_deref().unwrap_or(WRONG_RESULT)
             ));
             return Ok(());
         }
         director.go_beyond(why);
     }
-    director.lie(twin, true).await
+    match how {
+        None => director.lie(twin, true).await,
+        Some(how) => director.misbehave(twin, &how).await,
+    }
 }
 
 async fn kill(director: &mut Director<'_>, host: u8, anyway: bool) -> anyhow::Result<()> {
@@ -193,10 +249,7 @@ async fn kill(director: &mut Director<'_>, host: u8, anyway: bool) -> anyhow::Re
         director.say(&format!("h{host} is down already"));
         return Ok(());
     }
-    let leads = (director.primary() == Some(host)).then(|| {
-        format!("h{host} is the primary host, and this version cannot yet elect another one")
-    });
-    if let Some(why) = too_much(director, host).or(leads) {
+    if let Some(why) = too_much(director, host) {
         if !anyway {
             director.say(&format!("{why}; say: kill h{host} anyway"));
             return Ok(());
@@ -289,6 +342,22 @@ mod tests {
                     anyway: true,
                 },
             ),
+            (
+                "byzantine h1/1 refuse 0.05",
+                Command::Misbehave {
+                    twin,
+                    how: "refuse 0.05".to_owned(),
+                    anyway: false,
+                },
+            ),
+            (
+                "byzantine h1/1 nack-all anyway",
+                Command::Misbehave {
+                    twin,
+                    how: "nack-all".to_owned(),
+                    anyway: true,
+                },
+            ),
             ("heal", Command::Heal),
             ("status", Command::Status),
             ("bench", Command::Bench { seconds: 2 }),
@@ -305,6 +374,8 @@ mod tests {
     fn what_is_not_understood_is_explained() {
         for (line, part) in [
             ("byzantine h1/1", "say: byzantine h1/1 wrong-result"),
+            ("byzantine h1/1 rude", "nack-all"),
+            ("byzantine h1/1 refuse 2", "refuse 0.01"),
             ("byzantine h1/2 wrong-result", "h0/0 to h2/1"),
             ("byzantine h1 wrong-result", "h0/0 to h2/1"),
             ("kill h3", "h0 to h2"),

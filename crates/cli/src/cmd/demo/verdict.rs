@@ -78,6 +78,8 @@ pub struct Findings {
     pub slowest: Duration,
     /// Who was to lie.
     pub liars: BTreeSet<ReplicaId>,
+    /// Who misbehaved in another way, and may be named for it.
+    pub saboteurs: BTreeSet<ReplicaId>,
     /// What came of it.
     pub lies: Vec<Lie>,
     /// What the replicas say about each other.
@@ -159,7 +161,7 @@ impl Findings {
             }
         }
         for (accused, by) in &self.evidence.accused {
-            if !self.liars.contains(accused) {
+            if !self.liars.contains(accused) && !self.saboteurs.contains(accused) {
                 let by: Vec<&str> = by.iter().map(String::as_str).collect();
                 problems.push(format!(
                     "{accused} did not lie and was named as a culprit by {}",
@@ -168,7 +170,8 @@ impl Findings {
             }
         }
         for host in &self.evidence.diverged {
-            if !self.liars.iter().any(|liar| liar.host.0 == *host) {
+            let mut suspects = self.liars.iter().chain(&self.saboteurs);
+            if !suspects.any(|liar| liar.host.0 == *host) {
                 problems.push(format!(
                     "the twins of h{host} disagreed, and neither was to lie"
                 ));
@@ -383,6 +386,7 @@ mod tests {
             longest_stall: Duration::from_millis(31),
             slowest: Duration::from_millis(47),
             liars: BTreeSet::from([LIAR]),
+            saboteurs: BTreeSet::new(),
             lies: vec![Lie {
                 twin: LIAR,
                 withheld: 40,
