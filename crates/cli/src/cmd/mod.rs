@@ -4,6 +4,7 @@ pub mod bench;
 pub mod chaos;
 pub mod check;
 pub mod completion;
+pub mod control;
 pub mod demo;
 pub mod down;
 pub mod init;

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod etcd;
+mod fault;
 mod load;
 mod machine;
 mod report;
@@ -23,6 +24,7 @@ use twinbft_types::{ReplicaId, Shape, View};
 
 use cluster::ClusterLane;
 use etcd::EtcdLane;
+use fault::Fault;
 use load::{Lane, Measured, Plan, Watch};
 use machine::{Machine, Meter, load_average};
 use report::{Messages, Report, RunReport};
@@ -87,6 +89,10 @@ pub struct BenchArgs {
     /// Put the same load on something simpler afterwards, and print the ratio
     #[arg(long, value_enum)]
     baseline: Option<Baseline>,
+    /// Put the same load on the cluster again while one twin of each host refuses this share of the batches, and so causes view
+    /// changes (needs replicas built with Byzantine doubles)
+    #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "target")]
+    fault_rate: Option<f64>,
     /// Another system instead of the cluster: etcd=http://HOST:PORT[,http://HOST:PORT...]
     #[arg(long, value_name = "SYSTEM", value_parser = parse_target)]
     target: Option<EtcdEndpoints>,
@@ -156,6 +162,15 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         let cluster = Cluster::load(&args.config)?;
         kind = workload_of(&args, &cluster)?;
         runs.push(run_cluster(&args, plan, &cluster, shape(&args, kind)).await?);
+        if let Some(rate) = args.fault_rate {
+            let fault = Fault::begin(&cluster, rate).await?;
+            let outcome = run_cluster(&args, plan, &cluster, shape(&args, kind)).await;
+            let views = fault.end().await?;
+            let mut run = outcome?;
+            run.target += &format!(", a twin of each host refusing {rate} of the batches");
+            run.setting.insert("view changes", views.to_string());
+            runs.push(run);
+        }
         match args.baseline {
             Some(Baseline::Single) => {
                 runs.push(run_single(&args, plan, &cluster, shape(&args, kind)).await?);

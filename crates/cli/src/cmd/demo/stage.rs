@@ -1,9 +1,7 @@
 //! The cluster of the demonstration: its directory, its processes, and what can be done to them.
 
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,8 +20,8 @@ use twinbft_config::{Durability, Layout};
 use twinbft_types::ReplicaId;
 
 use super::view::{Evidence, Snapshot, read};
-use crate::cmd::init;
 use crate::cmd::status::Asker;
+use crate::cmd::{control, init};
 
 /// Physical machines, in the story.
 pub const HOSTS: u8 = 3;
@@ -36,8 +34,6 @@ pub const DOUBLES: &str = "twinbft-replica-doubles";
 const BROKER: &str = "postbox-broker";
 /// How long processes may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// A control socket answers at once.
-const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Ports below those that the kernel gives to outgoing connections.
 const PORTS_FIRST: u16 = 20_000;
 const PORTS_GROUP: u16 = 32;
@@ -196,24 +192,7 @@ impl Stage {
     /// # Errors
     /// When it does not obey.
     pub fn tell(&self, twin: ReplicaId, double: &str) -> anyhow::Result<()> {
-        let name = format!("twin-{}.control", twin.twin.0);
-        let path = self.cluster.layout.host_run(twin.host.0).join(name);
-        let doing = || format!("telling {twin} to be {double} through {}", path.display());
-        let mut stream = UnixStream::connect(&path).with_context(doing)?;
-        stream
-            .set_read_timeout(Some(CONTROL_TIMEOUT))
-            .with_context(doing)?;
-        stream
-            .write_all(format!("byzantine {double}\n").as_bytes())
-            .with_context(doing)?;
-        let mut answer = String::new();
-        BufReader::new(stream)
-            .read_line(&mut answer)
-            .with_context(doing)?;
-        match answer.trim() {
-            "ok" => Ok(()),
-            refusal => bail!("{}: {refusal}", doing()),
-        }
+        control::tell(&self.cluster.layout, twin, double)
     }
 
     /// Kills the broker and all twins of a host with SIGKILL; they stay down.
