@@ -251,10 +251,13 @@ impl Replica {
     pub(super) fn adopt_log(&mut self) {
         let (accepted, accepted_history) = self.log.accepted();
         let committed = self.commit.committed();
-        if !self.owns(accepted, accepted_history) {
-            // Only what is committed is sure to be in the host's log.
-            self.slots.drop_from(committed.next());
-        }
+        // Only what is committed is sure to be in the host's log. Above it may stand what a view change has dropped meanwhile.
+        let sure = if self.owns(accepted, accepted_history) {
+            accepted
+        } else {
+            committed
+        };
+        self.slots.drop_from(sure.next());
         self.backup.leave_view();
         self.backup.set_tip(self.held_end(accepted));
         self.take_over_chain(accepted, accepted_history);
