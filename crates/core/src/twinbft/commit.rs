@@ -11,6 +11,19 @@ use twinbft_types::{
 use super::Replica;
 use crate::io::{Effect, Effects};
 
+/// A batch of at most this many requests is acknowledged together with others (docs/adr/0009-lazy-acks.md).
+const LAZY_REQUESTS_MAX: usize = 4;
+/// Of small batches, every so many slots are acknowledged at once; at most half the pipeline.
+const LAZY_SLOTS: u64 = 4;
+/// And what was accepted is acknowledged after this long at the latest, in microseconds.
+const LAZY_US: u64 = 2_000;
+/// When the next slot follows a late ACK as soon as this, so many times in a row and never without an ACK, somebody
+/// seems to wait for ACKs: a client that cannot reach the other backup, say.
+const HURRY_WITHIN_US: u64 = 3_000;
+const HURRY_AFTER: u32 = 3;
+/// Then so many slots are acknowledged at once.
+const HURRY_SLOTS: u64 = 256;
+
 /// What this twin knows of the other hosts' acceptance.
 #[derive(Debug, Default)]
 pub struct Commit {
@@ -18,10 +31,61 @@ pub struct Commit {
     committed: Slot,
     /// When this twin was last up to date, or last asked for ACKs.
     waiting_since_us: Option<u64>,
+    /// What this twin does about ACKs of its own host.
+    acking: Acking,
+    /// This host's newest ACK that is certified.
+    own: Option<Certificate>,
     /// Each host's highest ACK of the live view.
     acks: BTreeMap<HostId, (View, Slot)>,
     /// Incarnations above 0 (8).
     incarnations: BTreeMap<HostId, Incarnation>,
+}
+
+/// ACKs that this twin has put off (docs/adr/0009-lazy-acks.md).
+#[derive(Debug, Default)]
+struct Acking {
+    /// The last slot that this twin signed an ACK for.
+    signed: (View, Slot),
+    /// The last acceptance that was noted: each is, when it is foreseen or read back, whichever is first.
+    noted: (View, Slot),
+    /// Since when acceptances go without an ACK, and how many.
+    unsigned: Option<(u64, u32)>,
+    /// When an ACK of one slot was last signed because time was up.
+    late_us: Option<u64>,
+    /// How often somebody seemed to wait for such a one, in a row.
+    waits_in_row: u32,
+    /// Up to this slot ACKs are signed at once.
+    hurry_until: Slot,
+}
+
+impl Acking {
+    fn note_accepted(&mut self, slot: Slot, now_us: u64) {
+        let late = self.late_us.take();
+        if late.is_some_and(|at| at + HURRY_WITHIN_US > now_us) {
+            self.waits_in_row += 1;
+        }
+        // Whoever goes on without an ACK does not wait for it.
+        if self.unsigned.is_some() {
+            self.waits_in_row = 0;
+        }
+        if self.waits_in_row >= HURRY_AFTER {
+            self.hurry_until = Slot(slot.0 + HURRY_SLOTS);
+            self.waits_in_row = HURRY_AFTER - 1;
+        }
+    }
+
+    fn put_off(&mut self, now_us: u64) {
+        self.unsigned.get_or_insert((now_us, 0)).1 += 1;
+    }
+
+    fn note_signed(&mut self, what: (View, Slot)) {
+        self.signed = what;
+        self.unsigned = None;
+    }
+
+    fn deadline(&self) -> Option<u64> {
+        Some(self.unsigned?.0 + LAZY_US)
+    }
 }
 
 impl Commit {
@@ -54,7 +118,7 @@ impl Commit {
 }
 
 impl Replica {
-    /// A backup host has accepted (4.5): it tells the others.
+    /// A backup host has accepted (4.5): it tells the others, several slots at a time when nobody waits for it.
     pub(super) fn handle_accepted(
         &mut self,
         view: View,
@@ -62,24 +126,106 @@ impl Replica {
         history: Digest,
         out: &mut Effects,
     ) {
+        let acking = &mut self.commit.acking;
+        if acking.noted >= (view, slot) {
+            return;
+        }
+        acking.noted = (view, slot);
+        acking.note_accepted(slot, self.now.mono_us);
+        if self.may_ack_later(slot) {
+            self.commit.acking.put_off(self.now.mono_us);
+            return;
+        }
+        // Off the client's path: it rides with the RESULT that follows.
+        self.sign_ack((view, slot, history), true, out);
+    }
+
+    /// With three hosts the client has its quorum from the backups alone, and nobody waits for an ACK of a small
+    /// batch but the primary's own copy of the state (docs/adr/0009-lazy-acks.md).
+    fn acks_are_lazy(&self) -> bool {
+        let shape = self.config.shape;
+        shape.host_quorum() == 2 && shape.hosts() == 3
+    }
+
+    /// The slots are the same for all twins, so that their signatures meet in one certificate.
+    fn may_ack_later(&self, slot: Slot) -> bool {
+        let tuning = &self.config.tuning;
+        let every = LAZY_SLOTS.min(tuning.pipeline_depth / 2).max(1);
+        self.acks_are_lazy()
+            && self.is_small_batch(slot)
+            && slot > self.commit.acking.hurry_until
+            && !slot.0.is_multiple_of(every)
+            && !slot.0.is_multiple_of(tuning.checkpoint_slots)
+    }
+
+    fn is_small_batch(&self, slot: Slot) -> bool {
+        let data = self.slots.get(slot);
+        data.is_some_and(|data| data.requests.len() <= LAZY_REQUESTS_MAX)
+    }
+
+    /// How many of the slots that the leader has proposed up to `tip` make requests gather (4.2): those that are not
+    /// committed, but for small ones that are decided, because their ACKs are late on purpose.
+    pub(super) fn slots_under_way(&self, tip: Slot) -> u64 {
+        let first = self.commit.committed.next();
+        if !self.acks_are_lazy() {
+            return (tip.0 + 1).saturating_sub(first.0);
+        }
+        let under_way = (first.0..=tip.0).filter(|slot| !self.is_small_batch(Slot(*slot)));
+        under_way.count() as u64
+    }
+
+    fn sign_ack(
+        &mut self,
+        (view, slot, history): (View, Slot, Digest),
+        lazy: bool,
+        out: &mut Effects,
+    ) {
+        self.commit.acking.note_signed((view, slot));
         let statement = Statement::Ack {
             view,
             slot,
             history,
             beat: None,
         };
-        // Off the client's path: it rides with the RESULT that follows.
-        self.sign_decided(&statement, true, out);
+        self.sign_decided(&statement, lazy, out);
+    }
+
+    /// A sibling signed an ACK: what the log has decided is signed by all, or there would be no certificate.
+    pub(super) fn join_ack(&mut self, view: View, slot: Slot, history: Digest, out: &mut Effects) {
+        let decided = self.log.live_view() == Some(view)
+            && slot <= self.surely_accepted()
+            && self.history_of(slot) == Some(history);
+        if decided && !self.log.is_primary() && self.commit.acking.signed < (view, slot) {
+            self.sign_ack((view, slot, history), false, out);
+        }
+    }
+
+    /// What was accepted is acknowledged in time.
+    fn ack_timer(&mut self, out: &mut Effects) {
+        let acking = &mut self.commit.acking;
+        if acking.deadline().is_none_or(|at| at > self.now.mono_us) {
+            return;
+        }
+        let alone = acking.unsigned.take().is_some_and(|(_, count)| count == 1);
+        let Some(view) = self.log.live_view() else {
+            return;
+        };
+        let (slot, history) = self.log.accepted();
+        if self.commit.acking.signed < (view, slot) && !self.log.is_primary() {
+            self.commit.acking.late_us = alone.then_some(self.now.mono_us);
+            self.sign_ack((view, slot, history), false, out);
+        }
     }
 
     /// 4.6: with Q ≤ 2 the primary alone needs ACKs. One twin sends them to the leader, which passes them on
     /// to its siblings through the postbox; who does not get them so asks for them.
-    pub(super) fn send_ack(&self, view: View, certificate: Certificate, out: &mut Effects) {
+    pub(super) fn send_ack(&mut self, view: View, certificate: Certificate, out: &mut Effects) {
         let shape = self.config.shape;
         let beats = matches!(
             certificate.signed.statement,
             Statement::Ack { beat: Some(_), .. }
         );
+        self.commit.own = Some(certificate.clone());
         let message = Arc::new(PeerMessage::Certificate(certificate));
         if shape.host_quorum() > 2 {
             self.send_to_counterparts(shape.all_hosts(), &message, out);
@@ -153,17 +299,12 @@ impl Replica {
 
     /// 6: an ACK is sent again until superseded, here to the one who shows that it lacks it.
     pub(super) fn repeat_ack(&self, to: ReplicaId, out: &mut Effects) {
-        let (Some(view), (slot, history)) = (self.log.live_view(), self.log.accepted()) else {
-            return;
-        };
-        let statement = Statement::Ack {
-            view,
-            slot,
-            history,
-            beat: None,
-        };
-        if let Some(certificate) = self.book.certificate(&statement) {
-            let message = Arc::new(PeerMessage::Certificate(certificate));
+        let newest = self.commit.own.as_ref().filter(|certificate| {
+            let signed = &certificate.signed.statement;
+            matches!(signed, Statement::Ack { view, .. } if self.log.live_view() == Some(*view))
+        });
+        if let Some(certificate) = newest {
+            let message = Arc::new(PeerMessage::Certificate(certificate.clone()));
             out.push(Effect::Send { to, message });
         }
     }
@@ -219,8 +360,9 @@ impl Replica {
     /// Who has accepted more than it knows to be committed asks the others for their ACKs: the answer to a fetch
     /// carries them. The leader repeats its ORDERs instead.
     pub(super) fn commit_timer(&mut self, out: &mut Effects) {
+        self.ack_timer(out);
         let due = self
-            .commit_deadline()
+            .question_deadline()
             .is_some_and(|deadline| deadline <= self.now.mono_us);
         if !due {
             return;
@@ -235,9 +377,61 @@ impl Replica {
     }
 
     pub(super) fn commit_deadline(&self) -> Option<u64> {
+        let deadlines = [self.commit.acking.deadline(), self.question_deadline()];
+        deadlines.into_iter().flatten().min()
+    }
+
+    fn question_deadline(&self) -> Option<u64> {
         if self.is_leader() {
             return None;
         }
         Some(self.commit.waiting_since_us? + self.config.tuning.fetch_after_us)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One slot that is acknowledged because time was up, and the next one right behind it.
+    fn late(acking: &mut Acking, slot: u64, now_us: u64) {
+        acking.note_accepted(Slot(slot), now_us);
+        acking.put_off(now_us);
+        assert!(acking.deadline().is_some_and(|at| at <= now_us + LAZY_US));
+        acking.note_signed((View(0), Slot(slot)));
+        acking.late_us = Some(now_us + LAZY_US);
+    }
+
+    #[test]
+    fn who_waits_for_late_acks_again_and_again_gets_them_at_once() {
+        let mut acking = Acking::default();
+        let mut now_us = 0;
+        for slot in 1..=3 {
+            late(&mut acking, slot, now_us);
+            now_us += LAZY_US + 500;
+        }
+        assert_eq!(acking.hurry_until, Slot(0));
+        acking.note_accepted(Slot(4), now_us);
+        assert_eq!(acking.hurry_until, Slot(4 + HURRY_SLOTS));
+    }
+
+    #[test]
+    fn who_goes_on_without_an_ack_or_comes_back_later_does_not_wait_for_it() {
+        let mut acking = Acking::default();
+        for slot in 0..10 {
+            let now_us = slot * (LAZY_US + HURRY_WITHIN_US);
+            late(&mut acking, slot + 1, now_us);
+        }
+        let mut now_us = 1_000_000;
+        for slot in (20..60).step_by(2) {
+            late(&mut acking, slot, now_us);
+            // The next but one comes without an ACK of the next.
+            now_us += LAZY_US + 500;
+            acking.note_accepted(Slot(slot + 1), now_us);
+            acking.put_off(now_us);
+            now_us += 100;
+            acking.note_accepted(Slot(slot + 2), now_us);
+        }
+        assert_eq!(acking.hurry_until, Slot(0));
     }
 }

@@ -209,6 +209,12 @@ impl Replica {
             } if self.log.slot_result(*slot) == Some((*history, *results)) => {
                 self.sign_decided(statement, false, out);
             }
+            Statement::Ack {
+                view,
+                slot,
+                history,
+                beat: None,
+            } => self.join_ack(*view, *slot, *history, out),
             _ => {}
         }
         if let Some(certificate) = self.book.sign(statement, authenticator.clone()) {

@@ -100,7 +100,7 @@ impl Replica {
         let full = self.leader.queue.len() >= tuning.batch_requests_max;
         tip < self.high_mark()
             && in_flight < tuning.pipeline_depth
-            && (full || in_flight < EAGER_SLOTS)
+            && (full || self.slots_under_way(tip) < EAGER_SLOTS)
     }
 
     fn proposal_tip(&self) -> Tip {
