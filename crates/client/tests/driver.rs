@@ -50,8 +50,8 @@ async fn calls_are_answered_in_three_or_four_steps() {
         assert_eq!(matches!(answer.steps, Some(3 | 4)), number > 0);
         assert!(!answer.fast);
     }
-    // One to each twin of the primary host, but for the first.
-    let sent = 6 + 19 * 2;
+    // One to the leader alone, but for the first.
+    let sent = 6 + 19;
     assert_eq!(servers.counts(), (sent, 0));
     let stats = client.stats().await;
     assert_eq!(stats.requests_sent, sent);

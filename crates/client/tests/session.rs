@@ -71,15 +71,50 @@ fn first_send_goes_to_the_primarys_twins_with_a_right_mac_for_each() {
         let Message::Request {
             signed,
             retransmission,
+            leader_alone,
         } = transmit.message
         else {
             panic!("a request was submitted")
         };
-        assert!(!retransmission);
+        assert!(!retransmission && !leader_alone);
         assert!(cluster.request_is_authentic(transmit.to, &signed));
         to.push(transmit.to);
     }
     assert_eq!(to, [ReplicaId::new(1, 0), ReplicaId::new(1, 1)]);
+}
+
+#[test]
+fn while_little_is_under_way_small_requests_go_to_the_leader_alone() {
+    let (mut cluster, mut session) = set_up_with(3, 2, |config| config.leader_alone_bytes_max = 8);
+    // View 4 is led by twin 1 of host 1.
+    session.set_view(View(4));
+    let leader = ReplicaId::new(1, 1);
+    session.submit(0, Bytes::from_static(b"small")).unwrap();
+    let transmit = session.poll_transmit().unwrap();
+    let Message::Request {
+        signed,
+        retransmission,
+        leader_alone,
+    } = transmit.message
+    else {
+        panic!("a request was submitted")
+    };
+    assert_eq!(transmit.to, leader);
+    assert!(leader_alone && !retransmission);
+    // Its siblings check the copy that the leader passes on.
+    for twin in 0..2 {
+        assert!(cluster.request_is_authentic(ReplicaId::new(1, twin), &signed));
+    }
+    assert!(session.poll_transmit().is_none());
+    session.submit(0, Bytes::from_static(b"as large as it gets")).unwrap();
+    assert_eq!(receivers(&mut session).len(), 2);
+    // The third one under way, and what other sessions crowd out.
+    session.submit(0, Bytes::from_static(b"small")).unwrap();
+    assert_eq!(receivers(&mut session).len(), 2);
+    let (_, mut session) = set_up_with(3, 2, |config| config.leader_alone_bytes_max = 8);
+    session.set_crowded(true);
+    session.submit(0, Bytes::new()).unwrap();
+    assert_eq!(receivers(&mut session).len(), 2);
 }
 
 #[test]
@@ -96,10 +131,12 @@ fn retransmission_goes_to_everybody_and_backs_off() {
         let Message::Request {
             signed,
             retransmission,
+            leader_alone,
         } = transmit.message
         else {
             panic!("a request was submitted")
         };
+        assert!(!leader_alone);
         assert!(retransmission && cluster.request_is_authentic(transmit.to, &signed));
         count += 1;
     }

@@ -31,6 +31,8 @@ pub enum Input {
         request: SignedRequest,
         /// Whether the client says that it sent it before.
         retransmission: bool,
+        /// Whether the client says that it sent it to the leader alone. A hint: a wrong one costs that client time.
+        leader_alone: bool,
     },
     /// A client's fast read reached this twin (protocol.md 7).
     Query {

@@ -197,6 +197,7 @@ impl From<&SignedRequest> for pb::Request {
             host: u32::from(signed.host.0),
             macs: join(&signed.macs),
             retransmission: false,
+            leader_alone: false,
         }
     }
 }

@@ -201,6 +201,7 @@ fn check_protobuf(bytes: &[u8]) -> Result<(), TestCaseError> {
     {
         let again = pb::Request {
             retransmission: message.retransmission,
+            leader_alone: message.leader_alone,
             ..pb::Request::from(&signed)
         };
         prop_assert_eq!(again, message);

@@ -26,6 +26,9 @@ const TICK: Duration = Duration::from_millis(10);
 /// Bits of a session's number below its microseconds.
 const SESSION_RANDOM_BITS: u32 = 12;
 
+/// With more sessions under way than this, requests go to each twin of the primary host.
+const UNCROWDED_SESSIONS_MAX: usize = 4;
+
 /// What callers ask of the dispatcher.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -168,7 +171,9 @@ impl State {
             }
             Command::Submit { key, operation } => {
                 self.renew_if_forgotten(key);
+                let crowded = self.active.len() > UNCROWDED_SESSIONS_MAX;
                 if let Some(slot) = self.slots.get_mut(&key) {
+                    slot.session.set_crowded(crowded);
                     slot.submit(now_us, operation);
                     self.mark(key);
                 }
@@ -385,11 +390,13 @@ fn stage(
         Message::Request {
             signed,
             retransmission,
+            leader_alone,
         } => {
             stats.requests_sent += 1;
             stats.retransmissions_sent += u64::from(retransmission);
             let mut request = pb::Request::from(&signed);
             request.retransmission = retransmission;
+            request.leader_alone = leader_alone;
             frame.requests.push(request);
         }
         Message::Query { query, mac } => {

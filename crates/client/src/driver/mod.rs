@@ -39,6 +39,9 @@ use slot::{Operation, Owner};
 
 use crate::session::SessionConfig;
 
+/// A small request goes to the leader alone; see [`SessionConfig::leader_alone_bytes_max`].
+const LEADER_ALONE_BYTES_MAX: usize = 512;
+
 /// Which cluster, as which client, and how patiently.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
@@ -137,6 +140,7 @@ impl Client {
                 retransmit_after_us: micros(options.retransmit_after),
                 query_timeout_us: micros(options.query_timeout),
                 announce: true,
+                leader_alone_bytes_max: LEADER_ALONE_BYTES_MAX,
                 ..SessionConfig::new(
                     target.shape,
                     ClientId {

@@ -35,6 +35,9 @@ use request::{Pending, PendingState};
 use tally::ReplyTally;
 use transmit::{Outbox, What};
 
+/// With more requests of a session under way than this, each twin of the primary host gets its own copy.
+const LEADER_ALONE_REQUESTS_MAX: usize = 2;
+
 /// One session: requests in a window, certified results out, and fast reads.
 #[derive(Debug)]
 pub struct Session {
@@ -59,6 +62,8 @@ pub struct Session {
     closed: Option<RefusalReason>,
     /// Whether the next request goes to everybody.
     announce: bool,
+    /// Whether other sessions of this client have much under way.
+    crowded: bool,
 }
 
 impl Session {
@@ -86,6 +91,7 @@ impl Session {
             spare: Vec::new(),
             closed: None,
             announce: config.announce,
+            crowded: false,
             config,
         }
     }
@@ -135,6 +141,9 @@ impl Session {
         if std::mem::take(&mut self.announce) {
             self.requests[index].is_announcement = true;
             self.outbox.push_announcement(seq);
+        } else if self.goes_to_leader_alone(index) {
+            let leader = self.config.shape.leader(self.view);
+            self.outbox.push_to_leader(seq, leader);
         } else {
             self.outbox.push_first_send(seq, primary);
         }
@@ -315,6 +324,19 @@ impl Session {
     /// The view to believe in has changed: first sends go to its primary host from now on. See [`ViewHints`].
     pub fn set_view(&mut self, view: View) {
         self.view = view;
+    }
+
+    /// Whether much is under way besides this session: then a copy for each twin of the primary host costs nothing, as
+    /// it shares a frame with others. See [`SessionConfig::leader_alone_bytes_max`].
+    pub const fn set_crowded(&mut self, crowded: bool) {
+        self.crowded = crowded;
+    }
+
+    fn goes_to_leader_alone(&self, index: usize) -> bool {
+        !self.crowded
+            && self.waiting <= LEADER_ALONE_REQUESTS_MAX
+            && self.config.shape.twins() > 1
+            && self.requests[index].request.operation.len() < self.config.leader_alone_bytes_max
     }
 
     /// A replica has a new connection to this client: see [`SessionConfig::announce`].

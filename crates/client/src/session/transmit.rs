@@ -27,6 +27,8 @@ pub enum Message {
         signed: SignedRequest,
         /// Whether it was sent before, and goes to everybody now.
         retransmission: bool,
+        /// Whether the receiver is the leader and its siblings get no copy.
+        leader_alone: bool,
     },
     /// A fast read with the MAC for the receiver (7).
     Query {
@@ -52,6 +54,8 @@ struct Sending {
     everybody: bool,
     /// Whether it was sent before.
     again: bool,
+    /// To `to` and to nobody else.
+    alone: bool,
     /// Those for the twins of `to.host`; empty until the first of them is served.
     macs: Vec<Mac>,
 }
@@ -70,12 +74,24 @@ impl Outbox {
             },
             everybody,
             again,
+            alone: false,
             macs: Vec::new(),
         });
     }
 
     pub(super) fn push_first_send(&mut self, seq: Seq, primary: HostId) {
         self.push(What::Request(seq), primary, false, false);
+    }
+
+    pub(super) fn push_to_leader(&mut self, seq: Seq, leader: ReplicaId) {
+        self.0.push_back(Sending {
+            what: What::Request(seq),
+            to: leader,
+            everybody: false,
+            again: false,
+            alone: true,
+            macs: Vec::new(),
+        });
     }
 
     pub(super) fn push_announcement(&mut self, seq: Seq) {
@@ -113,6 +129,7 @@ impl Outbox {
                     macs: sending.macs.clone(),
                 },
                 retransmission: sending.again,
+                leader_alone: sending.alone,
             },
         };
         if self.advance(config) {
@@ -139,7 +156,7 @@ impl Outbox {
     /// Goes on to the next receiver. True when there is none, and the entry is gone.
     fn advance(&mut self, config: &SessionConfig) -> bool {
         let sending = self.0.front_mut().expect("the caller has seen it");
-        if sending.to.twin.0 + 1 < config.shape.twins() {
+        if !sending.alone && sending.to.twin.0 + 1 < config.shape.twins() {
             sending.to.twin.0 += 1;
             return false;
         }

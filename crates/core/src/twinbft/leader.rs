@@ -181,6 +181,14 @@ impl Replica {
         for request in &requests {
             self.voting.note_proposed(request.client, request.seq, slot);
         }
+        // Behind the PROPOSE, because a follower keeps a BODY only for what it knows to be proposed.
+        let bodies: Vec<Entry> = self
+            .pool
+            .alone(&requests)
+            .map(|request| Entry::Body {
+                request: request.clone(),
+            })
+            .collect();
         out.post(Entry::Propose {
             view,
             slot,
@@ -189,6 +197,9 @@ impl Replica {
             timestamp_us,
             requests,
         });
+        for body in bodies {
+            out.post(body);
+        }
     }
 
     /// 4.3: the leader withdraws a candidate that got a NACK. At once when a request is named (its client's

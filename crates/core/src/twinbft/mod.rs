@@ -167,7 +167,8 @@ impl Replica {
             Input::Request {
                 request,
                 retransmission,
-            } => self.handle_request(request, retransmission, out),
+                leader_alone,
+            } => self.handle_request(request, (retransmission, leader_alone), out),
             Input::Query {
                 query,
                 mac,

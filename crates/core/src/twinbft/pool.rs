@@ -21,6 +21,8 @@ pub enum Inserted {
 struct Pooled {
     digest: Digest,
     request: SignedRequest,
+    /// Whether the siblings need the leader's copy.
+    alone: bool,
 }
 
 /// The requests that wait, one for each number of each session.
@@ -38,8 +40,8 @@ impl Pool {
         }
     }
 
-    /// Takes in a request whose MAC is right.
-    pub fn insert(&mut self, digest: Digest, request: SignedRequest) -> Inserted {
+    /// Takes in a request whose MAC is right. `alone`: its client sends the siblings no copy.
+    pub fn insert(&mut self, digest: Digest, request: SignedRequest, alone: bool) -> Inserted {
         let key = (request.request.client, request.request.seq);
         if let Some(pooled) = self.requests.get_mut(&key) {
             return if pooled.digest == digest {
@@ -55,7 +57,12 @@ impl Pool {
         if self.requests.len() >= self.count_max {
             return Inserted::Full;
         }
-        self.requests.insert(key, Pooled { digest, request });
+        let pooled = Pooled {
+            digest,
+            request,
+            alone,
+        };
+        self.requests.insert(key, pooled);
         Inserted::New
     }
 
@@ -67,7 +74,23 @@ impl Pool {
         if known == Some(digest) || (known.is_none() && self.requests.len() >= self.count_max) {
             return;
         }
-        self.requests.insert(key, Pooled { digest, request });
+        let pooled = Pooled {
+            digest,
+            request,
+            alone: false,
+        };
+        self.requests.insert(key, pooled);
+    }
+
+    /// The requests among these that came to this twin alone: siblings need its copy.
+    pub fn alone<'a>(
+        &'a self,
+        batch: &'a [RequestRef],
+    ) -> impl Iterator<Item = &'a SignedRequest> + 'a {
+        batch.iter().filter_map(|reference| {
+            let pooled = self.requests.get(&(reference.client, reference.seq))?;
+            (pooled.alone && pooled.digest == reference.digest).then_some(&pooled.request)
+        })
     }
 
     /// All that wait, by client and number.

@@ -12,7 +12,7 @@ impl Replica {
     pub(super) fn handle_request(
         &mut self,
         request: SignedRequest,
-        retransmission: bool,
+        (retransmission, leader_alone): (bool, bool),
         out: &mut Effects,
     ) -> Result<(), PeerFault> {
         let (client, seq) = (request.request.client, request.request.seq);
@@ -63,7 +63,7 @@ impl Replica {
             digest,
         };
         let full_request = request.request.clone();
-        let inserted = self.pool.insert(digest, request);
+        let inserted = self.pool.insert(digest, request, leader_alone);
         match inserted {
             Inserted::New | Inserted::Known => {}
             Inserted::Conflict => {

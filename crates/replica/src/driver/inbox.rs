@@ -29,6 +29,8 @@ pub enum ClientInput {
         request: SignedRequest,
         /// Whether the client says that it sent it before.
         retransmission: bool,
+        /// Whether it says that it sent it to the leader alone.
+        leader_alone: bool,
     },
     /// A fast read.
     Query {
@@ -150,9 +152,11 @@ impl ClientInput {
             Self::Request {
                 request,
                 retransmission,
+                leader_alone,
             } => Input::Request {
                 request,
                 retransmission,
+                leader_alone,
             },
             Self::Query { query, mac } => Input::Query {
                 query,

@@ -155,11 +155,12 @@ pub fn request_from_wire(key: u32, request: pb::Request) -> Result<ClientInput, 
             number: request.seq,
         });
     }
-    let retransmission = request.retransmission;
+    let (retransmission, leader_alone) = (request.retransmission, request.leader_alone);
     let request = SignedRequest::try_from(request).map_err(ClientFault::Form)?;
     Ok(ClientInput::Request {
         request,
         retransmission,
+        leader_alone,
     })
 }
 

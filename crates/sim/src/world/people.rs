@@ -56,11 +56,13 @@ impl World {
                 Message::Request {
                     mut signed,
                     retransmission,
+                    leader_alone,
                 } => {
                     self.spoil(kind, &mut signed.macs);
                     Input::Request {
                         request: signed,
                         retransmission,
+                        leader_alone,
                     }
                 }
                 Message::Query { query, mac } => Input::Query {
@@ -109,6 +111,7 @@ impl World {
             let input = Input::Request {
                 request,
                 retransmission,
+                leader_alone: false,
             };
             self.transmit_input(to, &input);
         }
