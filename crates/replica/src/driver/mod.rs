@@ -200,7 +200,15 @@ impl Driver {
         };
     }
 
+    /// Answers of the service wait until the entries are read: a sibling that executed first posts its RESULT right
+    /// behind the ACCEPT that lets this twin execute, and with both at hand the reply can go at once.
     fn take_entries(&mut self) -> anyhow::Result<bool> {
+        let more = self.read_entries()?;
+        self.step_ready()?;
+        Ok(more)
+    }
+
+    fn read_entries(&mut self) -> anyhow::Result<bool> {
         for _ in 0..ENTRIES_PER_ROUND {
             let entry = match self.link.reader().poll_next(&mut self.payload) {
                 Ok(Some(entry)) => entry,
@@ -215,7 +223,7 @@ impl Driver {
             };
             self.report.entries += 1;
             let bytes = Bytes::from(std::mem::take(&mut self.payload));
-            self.step(Input::Entry {
+            self.step_one(Input::Entry {
                 position: Position(entry.position),
                 sender: TwinId(entry.sender),
                 bytes,
