@@ -152,6 +152,8 @@ pub struct Storage {
     /// With "group": the longest time between two flushes while there is something to flush, in milliseconds. So
     /// much a machine may forget that loses power.
     pub group_commit_ms: u64,
+    /// Bytes of state that a replica sends each second, at most, to those that fetch it.
+    pub transfer_bytes_per_s: u64,
 }
 
 impl Default for Storage {
@@ -159,6 +161,7 @@ impl Default for Storage {
         Self {
             durability: Durability::Group,
             group_commit_ms: 2,
+            transfer_bytes_per_s: 32 << 20,
         }
     }
 }

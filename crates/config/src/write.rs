@@ -33,11 +33,10 @@ impl ClusterConfig {
         file.value("execution", &quoted(self.protocol.execution.name()));
         file.numbers(numbers::PROTOCOL, &self.protocol);
 
-        file.section("storage", "What a replica has promised outlives");
-        file.comment(
-            "\"memory\": its process. \"group\": the machine, many promises to one flush.",
-        );
-        file.comment("\"sync\": the machine, each promise flushed at once.");
+        file.section("storage", "What a replica has promised is");
+        file.comment("\"memory\": in its host's postbox alone; a replica that restarts fetches its state from others.");
+        file.comment("\"group\": with the kernel before anybody hears of it, and on the disk a little later.");
+        file.comment("\"sync\": on the disk before anybody hears of it.");
         file.value("durability", &quoted(self.storage.durability.name()));
         file.numbers(numbers::STORAGE, &self.storage);
 

@@ -86,6 +86,8 @@ pub struct Tuning {
     /// Batches up to this size go from the leader to all twins of a backup; above it, twin `t` serves the
     /// remote twins `t` (protocol.md 4.4).
     pub serve_all_bytes_max: usize,
+    /// Bytes of state that this replica sends each second, at most, to those that fetch it (protocol.md 5).
+    pub transfer_bytes_per_s: u64,
 }
 
 impl Tuning {
@@ -124,6 +126,7 @@ impl Default for Tuning {
             fetch_after_us: 20_000,
             suspect_after_us: 500_000,
             serve_all_bytes_max: 16 * 1024,
+            transfer_bytes_per_s: 32 << 20,
         }
     }
 }

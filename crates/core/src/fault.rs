@@ -135,6 +135,28 @@ pub enum PeerFault {
     /// More fast reads wait than may.
     #[error("too many fast reads wait")]
     TooManyQueries,
+    /// More questions for chunks of a state wait than may.
+    #[error("{from} asks for too many chunks at a time")]
+    TooManyChunks {
+        /// Who asked.
+        from: ReplicaId,
+    },
+    /// A chunk of a state that is not what `Q` hosts certified.
+    #[error("a chunk that {from} sent is wrong: {problem}")]
+    BadChunk {
+        /// Who sent it.
+        from: ReplicaId,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A checkpoint of another configuration.
+    #[error(
+        "{from} offers a checkpoint of another configuration; compare cluster.toml of both hosts"
+    )]
+    OtherConfiguration {
+        /// Who offered it.
+        from: ReplicaId,
+    },
 }
 
 impl PeerFault {
@@ -162,6 +184,9 @@ impl PeerFault {
             Self::MalformedEntry { .. } => "malformed_entry",
             Self::InvalidEntry { .. } => "invalid_entry",
             Self::TooManyQueries => "too_many_queries",
+            Self::TooManyChunks { .. } => "too_many_chunks",
+            Self::BadChunk { .. } => "bad_chunk",
+            Self::OtherConfiguration { .. } => "other_configuration",
         }
     }
 }

@@ -81,6 +81,29 @@ pub enum Input {
         /// The service's state digest.
         digest: Digest,
     },
+    /// The service has answered [`Effect::ReadChunk`], in the order of the questions.
+    ChunkRead {
+        /// Of the state after this slot.
+        slot: Slot,
+        /// Which chunk.
+        id: u64,
+        /// The chunk; `None` when the snapshot is gone or has none of this number.
+        bytes: Option<Bytes>,
+    },
+    /// The service has carried out [`Effect::RestoreBegin`] or [`Effect::RestoreChunk`].
+    Restoring {
+        /// The checkpoint that is restored.
+        slot: Slot,
+        /// The chunk, and whether it is what the digest commits to; `None` at the beginning.
+        chunk: Option<(u64, bool)>,
+        /// Chunks that are still wanted, as far as they are known.
+        wanted: Vec<u64>,
+    },
+    /// The service has carried out [`Effect::RestoreActivate`].
+    Restored {
+        /// The slot that it stands at.
+        slot: Slot,
+    },
     /// The service has answered [`Effect::Query`].
     Queried {
         /// Names the query.
@@ -118,6 +141,34 @@ pub enum Effect {
     /// Have the service make its state after a slot that is executed durable, and this beside it, first: it is what
     /// a start from that checkpoint needs. Answered by [`Input::Checkpointed`].
     Checkpoint(Checkpoint),
+    /// Of the snapshots of checkpoints only these, and those of later slots, are still of use.
+    KeepSnapshots {
+        /// Their slots.
+        slots: Vec<Slot>,
+    },
+    /// Read a chunk of the snapshot of a checkpoint; answered by [`Input::ChunkRead`].
+    ReadChunk {
+        /// Of the state after this slot.
+        slot: Slot,
+        /// Which chunk.
+        id: u64,
+    },
+    /// Have the service begin to restore the state of a checkpoint, or go on; answered by [`Input::Restoring`].
+    RestoreBegin {
+        /// The state after this slot.
+        slot: Slot,
+        /// Its root.
+        digest: Digest,
+    },
+    /// Have the service verify a chunk and keep it; answered by [`Input::Restoring`].
+    RestoreChunk {
+        /// Which one.
+        id: u64,
+        /// What was sent for it.
+        bytes: Bytes,
+    },
+    /// Have the service make the restored state its own, durably, with this beside it; answered by [`Input::Restored`].
+    RestoreActivate(Checkpoint),
     /// Ask the service without changing it; answered by [`Input::Queried`].
     Query {
         /// Names the answer.

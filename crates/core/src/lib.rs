@@ -23,4 +23,4 @@ pub use fault::PeerFault;
 pub use io::{Checkpoint, Effect, Effects, Execute, Input, LAZY_POST_US, Refusal, Tick};
 pub use record::Record;
 pub use session::{KeyImage, SessionImage};
-pub use twinbft::{Recovered, Replica, Role, Status};
+pub use twinbft::{Recovered, Replica, Role, Status, TransferProgress};

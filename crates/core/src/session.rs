@@ -10,8 +10,10 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use twinbft_types::{ClientId, Digest, Seq, Slot};
 
+mod fetch;
 mod image;
 
+pub use fetch::{SessionChunks, SessionFetch};
 pub use image::{KeyImage, KeyList, SessionImage, key_digest, session_digest, table_digest};
 
 /// Bounds of the table; equal on all replicas.

@@ -5,14 +5,17 @@
 //! thread *with* the service, so there is no lock and slots stay in order; what comes in meanwhile waits for it to
 //! come back. The slow part of a checkpoint always runs on a thread of its own.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc;
-use std::sync::{Arc, mpsc::Sender};
+use std::sync::{Arc, Mutex, PoisonError, mpsc::Sender};
 use std::time::Instant;
 
 use bytes::Bytes;
-use twinbft_app::{AppError, Application, BatchContext, CheckpointWork, Operation};
+use twinbft_app::{
+    AppError, Application, BatchContext, CheckpointWork, ChunkId, Operation, Snapshot,
+};
 use twinbft_core::{Checkpoint, Execute, Input};
+use twinbft_types::{Digest, Slot};
 
 use crate::driver::Inbox;
 use crate::storage::{Journal, StorageError};
@@ -21,8 +24,10 @@ use crate::storage::{Journal, StorageError};
 const INLINE_BYTES_MAX: usize = 256 << 10;
 /// When batches take longer than this on average, they go to the service's thread.
 const INLINE_US_MAX: u64 = 1_000;
-/// At most one answer of the service's thread and one of the checkpoint's are under way.
-pub const ANSWERS_MAX: usize = 4;
+/// At most one answer of the service's thread, one of the checkpoint's, and four chunks are under way.
+pub const ANSWERS_MAX: usize = 8;
+/// Chunks that a restore tells the core of at a time.
+const WANTED_MAX: usize = 4096;
 /// Jobs that may wait while the service is away. Invariant: the core asks for at most 16 slots, one checkpoint and
 /// its bounded number of fast reads at a time.
 const JOBS_MAX: usize = 64 * 1024;
@@ -34,6 +39,22 @@ pub enum Job {
     Execute(Execute),
     /// Make a checkpoint.
     Checkpoint(Box<Checkpoint>),
+    /// Begin to restore the state of a checkpoint, or go on.
+    RestoreBegin {
+        /// The state after this slot.
+        slot: Slot,
+        /// Its root.
+        digest: Digest,
+    },
+    /// Verify a chunk and keep it.
+    RestoreChunk {
+        /// Which one.
+        id: u64,
+        /// What was sent.
+        bytes: Bytes,
+    },
+    /// Make the restored state the service's own.
+    RestoreActivate(Box<Checkpoint>),
     /// Answer a fast read.
     Query {
         /// Names the answer.
@@ -56,6 +77,8 @@ pub enum Answer {
     },
     /// A checkpoint is done.
     Checkpointed(Input),
+    /// A chunk is read.
+    Read(Input),
     /// The service cannot go on.
     Failed(ServiceError),
 }
@@ -72,9 +95,19 @@ pub enum ServiceError {
 }
 
 enum Work {
-    Jobs(Box<dyn Application>, Vec<Job>),
+    /// The service, the slot of the restore that is under way, and what is to be done.
+    Jobs(Box<dyn Application>, Slot, Vec<Job>),
     Checkpoint(CheckpointWork, Box<Checkpoint>),
+    Read {
+        snapshot: Option<Arc<dyn Snapshot>>,
+        slot: Slot,
+        id: u64,
+    },
 }
+
+/// What the threads share: the checkpoint's writes to it, and the service's when it takes a state over. Never both at
+/// the same time.
+type SharedJournal = Arc<Mutex<Option<Journal>>>;
 
 /// Numbers for operators.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
@@ -97,6 +130,13 @@ pub struct Service {
     checkpointing: bool,
     worker: Sender<Work>,
     checkpointer: Sender<Work>,
+    reader: Sender<Work>,
+    /// Snapshots of late checkpoints, for those who fetch them.
+    snapshots: BTreeMap<Slot, Arc<dyn Snapshot>>,
+    /// The service has a checkpoint of which there is no snapshot here yet.
+    snapshot_due: bool,
+    /// The restore that is under way.
+    restoring: Slot,
     batch_us: u64,
     status: ServiceStatus,
 }
@@ -112,12 +152,17 @@ impl Service {
         journal: Option<Journal>,
         inbox: &Arc<Inbox>,
     ) -> std::io::Result<Self> {
+        let journal: SharedJournal = Arc::new(Mutex::new(journal));
         Ok(Self {
             app: Some(app),
             jobs: VecDeque::new(),
             checkpointing: false,
-            worker: spawn("service", None, inbox.clone())?,
-            checkpointer: spawn("checkpoint", journal, inbox.clone())?,
+            worker: spawn("service", journal.clone(), inbox.clone())?,
+            checkpointer: spawn("checkpoint", journal.clone(), inbox.clone())?,
+            reader: spawn("snapshot", journal, inbox.clone())?,
+            snapshots: BTreeMap::new(),
+            snapshot_due: false,
+            restoring: Slot(0),
             batch_us: 0,
             status: ServiceStatus::default(),
         })
@@ -152,16 +197,47 @@ impl Service {
                 batch_us,
             } => {
                 self.note_batch(batch_us);
+                self.snapshot_due |= inputs
+                    .iter()
+                    .any(|input| matches!(input, Input::Restored { .. }));
                 ready.extend(inputs);
                 self.app = Some(app);
             }
             Answer::Checkpointed(input) => {
                 self.checkpointing = false;
+                self.snapshot_due = true;
                 ready.push_back(input);
             }
+            Answer::Read(input) => ready.push_back(input),
             Answer::Failed(error) => return Err(error),
         }
         self.pump(ready)
+    }
+
+    /// Only these snapshots, and later ones, are still of use.
+    pub fn keep_snapshots(&mut self, slots: &[Slot]) {
+        let last = slots.iter().max().copied().unwrap_or_default();
+        self.snapshots
+            .retain(|slot, _| slots.contains(slot) || *slot > last);
+    }
+
+    /// Has a chunk of a snapshot read; the answers come in the order of the questions.
+    pub fn read_chunk(&self, slot: Slot, id: u64) {
+        let snapshot = self.snapshots.get(&slot).cloned();
+        let work = Work::Read { snapshot, slot, id };
+        self.reader
+            .send(work)
+            .expect("the thread ends with this handle");
+    }
+
+    fn take_snapshot(&mut self) -> Result<(), AppError> {
+        if let Some(app) = self.app.as_mut().filter(|_| self.snapshot_due) {
+            self.snapshot_due = false;
+            if let Some(snapshot) = app.snapshot()? {
+                self.snapshots.insert(snapshot.slot(), snapshot);
+            }
+        }
+        Ok(())
     }
 
     fn note_batch(&mut self, batch_us: u64) {
@@ -171,13 +247,21 @@ impl Service {
     /// Does what can be done here, in order, until the service is away or there is nothing left.
     fn pump(&mut self, ready: &mut VecDeque<Input>) -> Result<(), ServiceError> {
         loop {
+            self.take_snapshot()?;
             let heavy = self.is_heavy();
             let (Some(app), Some(job)) = (&mut self.app, self.jobs.front()) else {
                 return Ok(());
             };
             match job {
                 // The one before must be done first; nothing may overtake it.
-                Job::Checkpoint(_) if self.checkpointing => return Ok(()),
+                Job::Checkpoint(_) | Job::RestoreActivate(_) if self.checkpointing => {
+                    return Ok(());
+                }
+                Job::RestoreBegin { slot, .. } => {
+                    self.restoring = *slot;
+                    self.hand_over();
+                }
+                Job::RestoreChunk { .. } | Job::RestoreActivate(_) => self.hand_over(),
                 Job::Checkpoint(checkpoint) => {
                     let work = app.checkpoint_begin(checkpoint.slot)?;
                     self.checkpointing = true;
@@ -213,7 +297,11 @@ impl Service {
                         .sum::<usize>()
                         > INLINE_BYTES_MAX
                 }
-                Job::Query { .. } | Job::Checkpoint(_) => false,
+                Job::Query { .. }
+                | Job::Checkpoint(_)
+                | Job::RestoreBegin { .. }
+                | Job::RestoreChunk { .. }
+                | Job::RestoreActivate(_) => false,
             })
     }
 
@@ -222,8 +310,9 @@ impl Service {
         let until = self
             .jobs
             .iter()
-            .position(|job| matches!(job, Job::Checkpoint(_)))
-            .unwrap_or(self.jobs.len());
+            .skip(1)
+            .position(|job| matches!(job, Job::Checkpoint(_) | Job::RestoreActivate(_)))
+            .map_or(self.jobs.len(), |behind_first| behind_first + 1);
         let jobs: Vec<Job> = self.jobs.drain(..until).collect();
         let batches = jobs
             .iter()
@@ -232,7 +321,7 @@ impl Service {
         self.status.batches_handed_over += batches as u64;
         let app = self.app.take().expect("it is here");
         self.worker
-            .send(Work::Jobs(app, jobs))
+            .send(Work::Jobs(app, self.restoring, jobs))
             .expect("the thread ends with this handle");
     }
 
@@ -251,17 +340,13 @@ fn elapsed_us(began: Instant) -> u64 {
     u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-fn spawn(
-    name: &str,
-    mut journal: Option<Journal>,
-    inbox: Arc<Inbox>,
-) -> std::io::Result<Sender<Work>> {
+fn spawn(name: &str, journal: SharedJournal, inbox: Arc<Inbox>) -> std::io::Result<Sender<Work>> {
     let (sender, receiver) = mpsc::channel::<Work>();
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
             for work in receiver {
-                let answer = run(work, journal.as_mut()).unwrap_or_else(Answer::Failed);
+                let answer = run(work, &journal).unwrap_or_else(Answer::Failed);
                 assert!(
                     inbox.answers.push(answer).is_ok(),
                     "a bounded number of jobs is under way"
@@ -272,30 +357,52 @@ fn spawn(
     Ok(sender)
 }
 
-fn run(work: Work, journal: Option<&mut Journal>) -> Result<Answer, ServiceError> {
+/// Writes a checkpoint into the journal around what makes the service's state durable: first, so that whatever
+/// checkpoint the service has, the journal has too.
+fn journaled(
+    journal: &SharedJournal,
+    checkpoint: &Checkpoint,
+    make: impl FnOnce() -> Result<Digest, AppError>,
+) -> Result<Digest, ServiceError> {
+    let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(journal) = journal.as_mut() else {
+        return Ok(make()?);
+    };
+    journal.write(checkpoint)?;
+    let digest = make()?;
+    journal.done(checkpoint.slot, digest)?;
+    Ok(digest)
+}
+
+fn run(work: Work, journal: &SharedJournal) -> Result<Answer, ServiceError> {
     match work {
         Work::Checkpoint(work, checkpoint) => {
-            let done = match journal {
-                // First, so that whatever checkpoint the service has, the journal has too.
-                Some(journal) => {
-                    journal.write(&checkpoint)?;
-                    let done = work.run()?;
-                    journal.done(done.slot, done.digest)?;
-                    done
-                }
-                None => work.run()?,
-            };
+            let digest = journaled(journal, &checkpoint, || Ok(work.run()?.digest))?;
             Ok(Answer::Checkpointed(Input::Checkpointed {
-                slot: done.slot,
-                digest: done.digest,
+                slot: checkpoint.slot,
+                digest,
             }))
         }
-        Work::Jobs(mut app, jobs) => {
+        Work::Read { snapshot, slot, id } => {
+            let bytes = match snapshot {
+                Some(snapshot) => snapshot.read_chunk(ChunkId(id))?,
+                None => None,
+            };
+            Ok(Answer::Read(Input::ChunkRead { slot, id, bytes }))
+        }
+        Work::Jobs(mut app, restoring, jobs) => {
             let began = Instant::now();
             let inputs: Vec<Input> = jobs
                 .iter()
-                .map(|job| carry_out(&mut *app, job))
-                .collect::<Result<_, _>>()?;
+                .map(|job| match job {
+                    Job::RestoreBegin { .. }
+                    | Job::RestoreChunk { .. }
+                    | Job::RestoreActivate(_) => restore(&mut *app, restoring, job, journal),
+                    Job::Execute(_) | Job::Query { .. } | Job::Checkpoint(_) => {
+                        Ok(carry_out(&mut *app, job)?)
+                    }
+                })
+                .collect::<Result<_, ServiceError>>()?;
             let batch_us = elapsed_us(began) / inputs.len().max(1) as u64;
             Ok(Answer::Back {
                 app,
@@ -304,6 +411,48 @@ fn run(work: Work, journal: Option<&mut Journal>) -> Result<Answer, ServiceError
             })
         }
     }
+}
+
+/// One step of a restore.
+fn restore(
+    app: &mut dyn Application,
+    slot: Slot,
+    job: &Job,
+    journal: &SharedJournal,
+) -> Result<Input, ServiceError> {
+    let chunk = match job {
+        Job::RestoreBegin { slot, digest } => {
+            let (slot, digest) = (*slot, *digest);
+            app.restore_begin(twinbft_app::Checkpoint { slot, digest })?;
+            None
+        }
+        Job::RestoreChunk { id, bytes } => {
+            let accepted = app.restore_accept(ChunkId(*id), bytes)?;
+            if let Err(refused) = &accepted {
+                tracing::warn!("{refused}");
+            }
+            Some((*id, accepted.is_ok()))
+        }
+        Job::RestoreActivate(checkpoint) => {
+            journaled(journal, checkpoint, || {
+                app.restore_activate()?;
+                let stands = app.last_checkpoint();
+                Ok(stands.expect("it was restored").digest)
+            })?;
+            return Ok(Input::Restored {
+                slot: checkpoint.slot,
+            });
+        }
+        Job::Execute(_) | Job::Query { .. } | Job::Checkpoint(_) => {
+            unreachable!("no part of a restore")
+        }
+    };
+    let wanted = app.restore_wanted(WANTED_MAX);
+    Ok(Input::Restoring {
+        slot,
+        chunk,
+        wanted: wanted.into_iter().map(|id| id.0).collect(),
+    })
 }
 
 fn carry_out(app: &mut dyn Application, job: &Job) -> Result<Input, AppError> {
@@ -343,14 +492,17 @@ fn carry_out(app: &mut dyn Application, job: &Job) -> Result<Input, AppError> {
                 version: answer.version,
             })
         }
-        Job::Checkpoint(_) => unreachable!("checkpoints are begun on the core's thread"),
+        Job::Checkpoint(_)
+        | Job::RestoreBegin { .. }
+        | Job::RestoreChunk { .. }
+        | Job::RestoreActivate(_) => unreachable!("done elsewhere"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use twinbft_app::{Null, NullOptions};
-    use twinbft_types::{ClientId, Digest, Request, Seq, Slot};
+    use twinbft_types::{ClientId, Request, Seq};
 
     use super::*;
 

@@ -256,6 +256,12 @@ pub fn core_json(report: &CoreReport) -> Value {
         "cross_checked": status.cross_checked,
         "diverged": status.diverged,
         "pending": status.pending,
+        "transfer": status.transfer.map(|transfer| json!({
+            "slot": transfer.slot.0,
+            "chunks": transfer.chunks,
+            "known": transfer.known,
+        })),
+        "transfers": status.transfers,
         "faults": report.faults,
         "events": report.events,
         "event_totals": report.event_totals,

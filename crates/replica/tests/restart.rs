@@ -41,7 +41,25 @@ async fn write(cluster: &Cluster, client: &Client, first: u32, count: u32) {
         let put = kv
             .put(Bytes::from(format!("key-{n}")), Bytes::from(n.to_string()))
             .await;
-        assert!(put.is_ok(), "{n}: {put:?}\n{}", cluster.logs());
+        if put.is_err() {
+            let mut states = String::new();
+            for id in cluster.running() {
+                let report = status(cluster, id).await;
+                states += &format!(
+                    "{id}: {} view {} accepted {} committed {} executed {} stable {} transfer {} footprint {} postbox {}\n",
+                    report["state"],
+                    report["view"],
+                    report["accepted"],
+                    report["committed"],
+                    report["executed"],
+                    report["stable"],
+                    report["transfer"],
+                    report["footprint"],
+                    report["postbox"],
+                );
+            }
+            panic!("{n}: {put:?}\n{states}{}", cluster.logs());
+        }
     }
 }
 
@@ -140,6 +158,72 @@ async fn a_twin_whose_disk_was_wiped_comes_back_before_the_first_checkpoint() {
     cluster.start_again(id);
     write(&cluster, &client, 98, 10).await;
     read(&cluster, &client, 108).await;
+}
+
+/// Its promises are in the postbox's log, its state with the others.
+async fn a_wiped_twin_fetches_a_checkpoint(durability: Durability) {
+    let mut cluster = cluster(durability, CHECKPOINT_SLOTS);
+    let client = client(&cluster).await;
+    write(&cluster, &client, 0, 100).await;
+    let id = ReplicaId::new(1, 1);
+    cluster.kill(id);
+    if durability != Durability::Memory {
+        std::fs::remove_dir_all(data(&cluster, id)).unwrap();
+    }
+    cluster.start_again(id);
+    only_hosts_0_and_1(&mut cluster, &client, 100).await;
+    let report = status(&cluster, id).await;
+    assert_eq!(report["transfers"], 1, "{report:#}");
+    cluster.kill(id);
+    cluster.start_again(id);
+    write(&cluster, &client, 148, 10).await;
+    read(&cluster, &client, 158).await;
+}
+
+#[tokio::test]
+async fn a_twin_whose_disk_was_wiped_fetches_a_checkpoint() {
+    a_wiped_twin_fetches_a_checkpoint(Durability::Group).await;
+}
+
+#[tokio::test]
+async fn a_twin_without_files_fetches_a_checkpoint() {
+    a_wiped_twin_fetches_a_checkpoint(Durability::Memory).await;
+}
+
+/// A host that was away for more than two checkpoints takes over the state of the others, and counts again.
+#[tokio::test]
+async fn a_host_that_was_away_jumps() {
+    let mut cluster = cluster(Durability::Group, CHECKPOINT_SLOTS);
+    let client = client(&cluster).await;
+    write(&cluster, &client, 0, 20).await;
+    for twin in 0..2 {
+        cluster.kill(ReplicaId::new(2, twin));
+    }
+    write(&cluster, &client, 20, 100).await;
+    for twin in 0..2 {
+        cluster.start_again(ReplicaId::new(2, twin));
+    }
+    // Under load until both have caught up.
+    let mut end = 120;
+    loop {
+        write(&cluster, &client, end, 5).await;
+        end += 5;
+        let mut behind = 0;
+        for twin in 0..2 {
+            let report = status(&cluster, ReplicaId::new(2, twin)).await;
+            behind += u32::from(report["accepted"].as_u64() < Some(u64::from(end)));
+        }
+        if behind == 0 {
+            break;
+        }
+    }
+    for twin in 0..2 {
+        let report = status(&cluster, ReplicaId::new(2, twin)).await;
+        assert!(report["transfers"].as_u64() >= Some(1), "{report:#}");
+        cluster.kill(ReplicaId::new(1, twin));
+    }
+    write(&cluster, &client, end, 40).await;
+    read(&cluster, &client, end + 40).await;
 }
 
 #[tokio::test]

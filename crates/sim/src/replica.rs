@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use twinbft_core::{CoreConfig, Effect, Effects, Input, PeerFault, Replica, Tick};
-use twinbft_types::{Entry, ReplicaId};
+use twinbft_types::{Entry, ReplicaId, Slot};
 
 use crate::byzantine::Puppet;
-use crate::service::Service;
+use crate::service::{Restoring, Service};
 
 /// A post under way: the bytes, and the entry when they are one.
 #[derive(Debug)]
@@ -24,6 +24,10 @@ pub struct Twin {
     pub service: Service,
     /// `None` for a correct twin.
     pub puppet: Option<Puppet>,
+    /// The states of late checkpoints, for those who fetch them.
+    pub snapshots: std::collections::BTreeMap<Slot, Service>,
+    /// The state that is fetched.
+    pub restoring: Option<Restoring>,
     /// The next position of the log to read.
     pub position: u64,
     /// When the next reading of the log is scheduled.
@@ -52,6 +56,8 @@ impl Twin {
             core: Replica::new(config),
             service: Service::default(),
             puppet,
+            snapshots: std::collections::BTreeMap::new(),
+            restoring: None,
             position: 0,
             read_at_us: None,
             append_number: 0,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use twinbft_types::Digest;
+use twinbft_types::{Digest, Slot};
 
 /// An operation: `[0, key]` reads, `[1, key, value × 8]` writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,5 +88,58 @@ impl Service {
             .map(|(key, (value, slot))| (*key, *value, *slot))
             .collect();
         Digest::of(&twinbft_types::canonical(&all))
+    }
+
+    /// The state as the one chunk that it has.
+    pub fn read_chunk(&self, chunk: u64) -> Option<Bytes> {
+        (chunk == Restoring::CHUNK).then(|| twinbft_types::canonical(&self.registers).into())
+    }
+}
+
+/// A state that is fetched.
+#[derive(Clone, Debug)]
+pub struct Restoring {
+    /// The state after this slot.
+    pub slot: Slot,
+    digest: Digest,
+    service: Option<Service>,
+}
+
+impl Restoring {
+    /// The only chunk of a state.
+    pub const CHUNK: u64 = 0;
+
+    pub const fn begin(slot: Slot, digest: Digest) -> Self {
+        Self {
+            slot,
+            digest,
+            service: None,
+        }
+    }
+
+    /// Whether the chunk is what the digest commits to.
+    pub fn accept(&mut self, chunk: u64, bytes: &[u8]) -> bool {
+        let registers = twinbft_types::from_canonical(bytes).unwrap_or_default();
+        let service = Service {
+            registers,
+            executed: self.slot.0,
+        };
+        let is_right = chunk == Self::CHUNK && service.digest() == self.digest;
+        if is_right {
+            self.service = Some(service);
+        }
+        is_right
+    }
+
+    pub fn wanted(&self) -> Vec<u64> {
+        if self.service.is_some() {
+            Vec::new()
+        } else {
+            vec![Self::CHUNK]
+        }
+    }
+
+    pub fn finish(self) -> Service {
+        self.service.expect("every chunk is here")
     }
 }

@@ -12,6 +12,10 @@ use crate::keys::{MAC_BYTES, Mac};
 use crate::request::{Query, QueryAnswer, Request, SignedRequest};
 use crate::statement::{Authenticator, Certificate};
 
+mod transfer;
+
+pub use transfer::{CheckpointOffer, CheckpointParts, ChunkMessage, ChunkName, StatePart};
+
 /// The generated messages and services.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
 pub mod pb {
@@ -55,6 +59,17 @@ pub enum PeerMessage {
     Chain(Vec<ChainSlot>),
     /// A FORWARD certificate with its request (6).
     Forward(ForwardMessage),
+    /// A stable checkpoint above this slot is wanted (5).
+    FetchCheckpoint {
+        /// Where the one who asks stands.
+        above: Slot,
+    },
+    /// The sender's stable checkpoint: the answer to [`Self::FetchCheckpoint`].
+    Checkpoint(Box<CheckpointOffer>),
+    /// A chunk of the state of a checkpoint is wanted (5).
+    FetchChunk(ChunkName),
+    /// The answer to [`Self::FetchChunk`].
+    Chunk(ChunkMessage),
 }
 
 /// One slot of a log, verified by the history of the slot and nothing else.
@@ -305,6 +320,12 @@ impl From<&PeerMessage> for pb::PeerMessage {
                 certificate: Some((&forward.certificate).into()),
                 request: Some(body(&forward.request)),
             }),
+            PeerMessage::FetchCheckpoint { above } => {
+                fetch(pb::fetch::What::CheckpointAbove(above.0))
+            }
+            PeerMessage::Checkpoint(offer) => Message::Checkpoint((&**offer).into()),
+            PeerMessage::FetchChunk(name) => fetch(pb::fetch::What::Chunk((*name).into())),
+            PeerMessage::Chunk(chunk) => Message::Chunk(chunk.into()),
         };
         Self {
             message: Some(message),
@@ -351,6 +372,10 @@ impl TryFrom<pb::PeerMessage> for PeerMessage {
                     slot: Slot(query.slot),
                     history: digest("chain.history", &query.history)?,
                 }),
+                pb::fetch::What::CheckpointAbove(slot) => {
+                    Ok(Self::FetchCheckpoint { above: Slot(slot) })
+                }
+                pb::fetch::What::Chunk(query) => Ok(Self::FetchChunk(query.try_into()?)),
             },
             Message::Chain(chain) => {
                 let slots = chain.slots.into_iter().map(|s| {
@@ -370,6 +395,8 @@ impl TryFrom<pb::PeerMessage> for PeerMessage {
                     .try_into()?,
                 request: unbody(forward.request.ok_or_else(|| missing("forward.request"))?),
             })),
+            Message::Checkpoint(offer) => Ok(Self::Checkpoint(Box::new(offer.try_into()?))),
+            Message::Chunk(chunk) => Ok(Self::Chunk(chunk.try_into()?)),
         }
     }
 }

@@ -7,6 +7,7 @@
 mod accept;
 mod bounds;
 mod fence;
+mod jump;
 mod order;
 mod results;
 mod view;
@@ -65,6 +66,13 @@ pub enum Decision {
     Accepted {
         /// In which view.
         view: View,
+        /// The slot.
+        slot: Slot,
+        /// `h_n`.
+        history: Digest,
+    },
+    /// `q` twins hold a committed slot beyond what the host had accepted (5): it is accepted.
+    Jumped {
         /// The slot.
         slot: Slot,
         /// `h_n`.
@@ -217,6 +225,9 @@ pub struct HostLog {
     /// Invariant: keys lie in `(accepted, accepted + 2c]`.
     accepts: BTreeMap<Slot, KeyedVotes<Digest>>,
 
+    /// Each twin's latest JUMP.
+    jumps: Vec<(TwinId, Slot, Digest)>,
+
     /// Keys of clients that were named in a NACK.
     nacked: NackedKeys,
     haves: BoundedVotes,
@@ -233,6 +244,8 @@ pub struct HostLog {
     checkpoints: BTreeMap<Slot, KeyedVotes<Digest>>,
     /// The last decided CHECKPOINT.
     certified_checkpoint: Slot,
+    /// Its digest.
+    certified_digest: Digest,
 }
 
 impl HostLog {
@@ -259,6 +272,7 @@ impl HostLog {
             candidates: Vec::new(),
             attempts: BTreeMap::new(),
             accepts: BTreeMap::new(),
+            jumps: Vec::new(),
             nacked: NackedKeys::default(),
             haves: BoundedVotes::default(),
             retransmissions: BoundedVotes::default(),
@@ -267,6 +281,7 @@ impl HostLog {
             slot_results: BTreeMap::new(),
             checkpoints: BTreeMap::new(),
             certified_checkpoint: Slot(0),
+            certified_digest: Digest::ZERO,
         }
     }
 
@@ -402,9 +417,12 @@ impl HostLog {
                 history,
             } => self.apply_nv_accept(sender, *view, (*slot, *history), out),
             Entry::Beat { view, count } => self.apply_beat(sender, *view, *count, out),
+            Entry::Jump { slot, history } => {
+                self.apply_jump(sender, *slot, *history, out);
+                Ok(())
+            }
             // Recovery and quarantine (8, 9): their rules come with those parts.
-            Entry::Jump { .. }
-            | Entry::Peer { .. }
+            Entry::Peer { .. }
             | Entry::Hello { .. }
             | Entry::Amnesia { .. }
             | Entry::Quarantine { .. }

@@ -124,6 +124,15 @@ impl HostLog {
     }
 }
 
+impl HostLog {
+    /// The last CHECKPOINT that this host has certified.
+    #[must_use]
+    pub fn certified_checkpoint(&self) -> Option<(Slot, Digest)> {
+        let last = (self.certified_checkpoint, self.certified_digest);
+        (last.0 > Slot(0)).then_some(last)
+    }
+}
+
 impl ResultTally {
     /// 4.8: RESULTs are compared only under equal `h_n`. The last of `said` is new and says `each`; answers with what
     /// is now decided for the whole slot.
@@ -212,7 +221,10 @@ impl HostLog {
             Err(_) => return Err(Invalid("two different CHECKPOINTs for one slot")),
         };
         if equal == self.shape.twin_quorum() {
-            self.certified_checkpoint = slot.max(self.certified_checkpoint);
+            if slot > self.certified_checkpoint {
+                self.certified_checkpoint = slot;
+                self.certified_digest = digest;
+            }
             out.push(Decision::Checkpoint { slot, digest });
         }
         if votes.differ() {

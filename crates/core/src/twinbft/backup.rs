@@ -56,6 +56,11 @@ impl Backup {
         self.behind_since_us = None;
     }
 
+    /// Whether somebody spoke of slots that have not come.
+    pub fn has_gap(&self) -> bool {
+        self.heard > self.tip && self.behind_since_us.is_some()
+    }
+
     /// This twin holds its chain up to here.
     pub fn raise_tip(&mut self, slot: Slot) {
         self.tip = self.tip.max(slot);

@@ -59,6 +59,11 @@ impl Chain {
         self.fetches.iter().map(|fetch| fetch.fetched.len()).sum()
     }
 
+    /// The highest end of a log that is fetched.
+    pub fn target(&self) -> Option<Slot> {
+        self.fetches.iter().map(|fetch| fetch.target.0).max()
+    }
+
     /// Another view: what was wanted for this one is of no use.
     pub fn forget(&mut self) {
         self.fetches.clear();
@@ -135,10 +140,14 @@ impl Replica {
     }
 
     pub(super) fn want(&mut self, slot: Slot, history: Digest) {
+        if slot > self.high_mark() {
+            // What lies beyond the marks comes by state transfer.
+            self.transfer.note_beyond(slot);
+            return;
+        }
         let target = (slot, history);
         let is_wanted = self.chain.fetches.iter().any(|f| f.contains(target));
-        // What lies beyond the marks comes by state transfer.
-        if is_wanted || slot > self.high_mark() || self.chain.fetches.len() >= FETCHES_MAX {
+        if is_wanted || self.chain.fetches.len() >= FETCHES_MAX {
             return;
         }
         self.chain.fetches.push(Fetch {

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use twinbft_types::wire::PeerMessage;
-use twinbft_types::{Digest, Entry, HostId, ReplicaId, Slot, Statement, TwinId};
+use twinbft_types::wire::{CheckpointParts, PeerMessage};
+use twinbft_types::{Certificate, Digest, Entry, HostId, ReplicaId, Slot, Statement, TwinId};
 
 use super::Replica;
 use crate::evidence::{Event, EventKind, Output};
 use crate::io::{Checkpoint, Effect, Effects};
 use crate::record::Record;
+use crate::session::SessionImage;
 
 /// Checkpoints that are kept of one host; its lowest gives way.
 const OF_A_HOST_MAX: usize = 4;
@@ -23,6 +24,8 @@ pub struct Checkpoints {
     own: BTreeMap<Slot, Own>,
     /// What each host certified, this one included.
     certified: BTreeMap<HostId, BTreeMap<Slot, Digest>>,
+    /// Certificates of other hosts, from `L` on, for those who lag.
+    proofs: BTreeMap<(Slot, HostId), Certificate>,
     stable: Own,
     /// The last CHECKPOINT that this host's log decided.
     decided: Option<(Slot, Digest)>,
@@ -31,8 +34,9 @@ pub struct Checkpoints {
 }
 
 /// What is replicated besides the service's state.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Begun {
+    image: SessionImage,
     sessions: Digest,
     history: Digest,
     timestamp_us: u64,
@@ -46,19 +50,40 @@ struct Own {
 }
 
 impl Checkpoints {
-    /// The service stands at this checkpoint: `L` cannot be higher for this twin.
-    pub fn stand_at(
-        &mut self,
-        checkpoint: &Checkpoint,
-        (service, sessions, config): (Digest, Digest, Digest),
-    ) {
-        let (history, timestamp_us) = (checkpoint.history, checkpoint.timestamp_us);
-        let parts = (service, sessions, config, history, timestamp_us);
+    /// The service stands at this checkpoint: everything below is of no use to this twin.
+    pub fn stand_at(&mut self, slot: Slot, parts: &CheckpointParts) {
         self.stable = Own {
-            digest: Digest::of_canonical(b"tbft/chk", &parts),
-            history,
-            timestamp_us,
+            digest: parts.digest(),
+            history: parts.history,
+            timestamp_us: parts.timestamp_us,
         };
+        self.trim(slot);
+        if self.own.is_empty() {
+            self.waiting_since_us = None;
+        }
+    }
+
+    fn trim(&mut self, slot: Slot) {
+        self.own = self.own.split_off(&slot.next());
+        for of_host in self.certified.values_mut() {
+            *of_host = of_host.split_off(&slot.next());
+        }
+        self.proofs = self.proofs.split_off(&(slot, HostId(0)));
+    }
+
+    /// The certificates of other hosts for a checkpoint from `L` on.
+    pub fn proofs(&self, slot: Slot) -> impl Iterator<Item = &Certificate> {
+        let of_slot = (slot, HostId(0))..=(slot, HostId(u8::MAX));
+        self.proofs
+            .range(of_slot)
+            .map(|(_, certificate)| certificate)
+    }
+
+    /// The highest slot that any host has certified.
+    fn highest(&self) -> Slot {
+        let of_hosts = self.certified.values();
+        let highest = of_hosts.filter_map(|of_host| of_host.keys().next_back());
+        highest.max().copied().unwrap_or_default()
     }
 
     /// `h_L`.
@@ -100,6 +125,7 @@ impl Replica {
         let (history, timestamp_us) = (data.history, data.timestamp_us);
         let image = self.sessions.image();
         let begun = Begun {
+            image: image.clone(),
             sessions: self.sessions.digest(),
             history,
             timestamp_us,
@@ -120,19 +146,16 @@ impl Replica {
             .begun
             .remove(&slot)
             .expect("the service makes the checkpoints that it was asked for");
-        let Begun {
-            sessions,
-            history,
-            timestamp_us,
-        } = begun;
-        let parts = (
+        let (history, timestamp_us) = (begun.history, begun.timestamp_us);
+        let parts = CheckpointParts {
             service,
-            sessions,
-            self.config.config_digest,
+            sessions: begun.sessions,
+            config: self.config.config_digest,
             history,
             timestamp_us,
-        );
-        let digest = Digest::of_canonical(b"tbft/chk", &parts);
+        };
+        let digest = parts.digest();
+        self.keep_checkpoint(slot, parts, begun.image, out);
         let own = Own {
             digest,
             history,
@@ -159,11 +182,22 @@ impl Replica {
     /// Another host's CHECKPOINT certificate.
     pub(super) fn handle_checkpoint(
         &mut self,
-        host: HostId,
+        certificate: &Certificate,
         slot: Slot,
         digest: Digest,
         out: &mut Effects,
     ) {
+        let host = certificate.signed.host;
+        if slot >= self.stable {
+            let proofs = &mut self.checkpoints.proofs;
+            proofs.insert((slot, host), certificate.clone());
+            let of_host = proofs.keys().filter(|(_, h)| *h == host);
+            if of_host.clone().count() > OF_A_HOST_MAX
+                && let Some(lowest) = of_host.min().copied()
+            {
+                proofs.remove(&lowest);
+            }
+        }
         if slot > self.stable {
             self.checkpoints.note(host, slot, digest);
             self.poll_stable(out);
@@ -196,12 +230,9 @@ impl Replica {
         }
         self.stable = slot;
         self.checkpoints.stable = own;
-        self.checkpoints.own = self.checkpoints.own.split_off(&slot.next());
+        self.checkpoints.trim(slot);
         self.checkpoints.waiting_since_us =
             (!self.checkpoints.own.is_empty()).then_some(self.now.mono_us);
-        for of_host in self.checkpoints.certified.values_mut() {
-            *of_host = of_host.split_off(&slot.next());
-        }
         // One interval more is kept for those who lag a little.
         let keep = self.config.tuning.checkpoint_slots;
         self.slots.trim(Slot(slot.0.saturating_sub(keep)));
@@ -244,9 +275,29 @@ impl Replica {
 
     /// The highest checkpoint that `Q` hosts agree on, when this twin has not reached it.
     pub(super) fn behind(&self) -> Option<Slot> {
+        if self.checkpoints.highest() <= self.execution.executed() {
+            return None;
+        }
         let quorum = self.config.shape.host_quorum();
         let (slot, _) = self.checkpoints.agreed(self.stable, quorum).next()?;
         (slot > self.execution.executed()).then_some(slot)
+    }
+
+    /// What this host's log has certified last is its word again.
+    pub(super) fn recall_checkpoint(&mut self) {
+        if let Some((slot, digest)) = self.log.certified_checkpoint()
+            && slot > self.stable
+        {
+            self.checkpoints.note(self.config.host(), slot, digest);
+        }
+    }
+
+    /// Whether `Q` hosts agree on this checkpoint.
+    pub(super) fn is_agreed(&self, slot: Slot, digest: Digest) -> bool {
+        let quorum = self.config.shape.host_quorum();
+        let below = Slot(slot.0.saturating_sub(1));
+        let mut agreed = self.checkpoints.agreed(below, quorum);
+        agreed.any(|found| found == (slot, digest))
     }
 
     pub(super) fn handle_checkpoint_divergence(

@@ -113,6 +113,7 @@ impl Replica {
                 slot,
                 history,
             } => self.handle_accepted(view, slot, history, out),
+            Decision::Jumped { slot, history: _ } => self.handle_jumped(slot, out),
             Decision::Fenced { view: _ } => self.handle_fenced(out),
             Decision::Wished { wish: _ } => self.handle_wished(out),
             Decision::Installed { installed } => self.handle_installed(&installed, out),
@@ -157,6 +158,7 @@ impl Replica {
             Entry::Nack { slot, attempt, .. } if sender == self.config.twin() => {
                 self.voting.recall_own(*slot, *attempt, false);
             }
+            Entry::Jump { slot, .. } => self.handle_jump_entry(*slot, out),
             Entry::Need { digest } => self.handle_need(sender, *digest, out),
             Entry::Body { request } => self.handle_body(sender, request),
             Entry::Sign {

@@ -43,6 +43,11 @@ impl Execution {
         self.begun
     }
 
+    /// Whether the service has answered everything.
+    pub fn is_idle(&self) -> bool {
+        self.outstanding.is_empty()
+    }
+
     /// The service stands at this slot, and nothing is under way.
     pub fn stand_at(&mut self, slot: Slot) {
         assert!(self.outstanding.is_empty(), "the service has answered");
@@ -58,6 +63,7 @@ impl Replica {
     /// Hands over what is committed, in slot order.
     pub(super) fn poll_execution(&mut self, out: &mut Effects) {
         while self.execution.checkpoint.is_none()
+            && !self.transfer.is_activating()
             && self.execution.outstanding.len() < OUTSTANDING_MAX
             && self.execution.begun < self.commit.committed()
         {

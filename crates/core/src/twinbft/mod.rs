@@ -24,9 +24,11 @@ mod reads;
 mod recovery;
 mod reply;
 mod request;
+mod serve;
 mod slots;
 mod status;
 mod suspicion;
+mod transfer;
 mod views;
 mod voting;
 
@@ -60,9 +62,12 @@ use reads::Reads;
 pub use recovery::Recovered;
 use recovery::Recovery;
 use reply::Replies;
+use serve::Serving;
 use slots::SlotLog;
 pub use status::{Role, Status};
 use suspicion::Suspicion;
+use transfer::Transfer;
+pub use transfer::TransferProgress;
 use views::Views;
 use voting::Voting;
 
@@ -94,6 +99,8 @@ pub struct Replica {
     heartbeats: Heartbeats,
     chain: Chain,
     catchup: CatchUp,
+    transfer: Transfer,
+    serving: Serving,
     recovery: Recovery,
     /// This twin's posts that it has not read back yet.
     own: own::Own,
@@ -134,6 +141,8 @@ impl Replica {
             heartbeats: Heartbeats::default(),
             chain: Chain::default(),
             catchup: CatchUp::default(),
+            transfer: Transfer::default(),
+            serving: Serving::default(),
             recovery: Recovery::default(),
             own: own::Own::default(),
             asked: 0,
@@ -192,6 +201,22 @@ impl Replica {
                 self.handle_checkpointed(slot, digest, out);
                 Ok(())
             }
+            Input::ChunkRead { slot, id, bytes } => {
+                self.handle_chunk_read(slot, id, bytes, out);
+                Ok(())
+            }
+            Input::Restoring {
+                slot,
+                chunk,
+                wanted,
+            } => {
+                self.handle_restoring(slot, chunk, wanted, out);
+                Ok(())
+            }
+            Input::Restored { slot } => {
+                self.handle_restored(slot, out);
+                Ok(())
+            }
             Input::Queried {
                 token,
                 result,
@@ -226,6 +251,8 @@ impl Replica {
             self.poll_proposal(out);
         }
         self.poll_catchup(out);
+        self.poll_transfer(out);
+        self.poll_serving(out);
         self.poll_waiting(out);
         self.poll_commit();
         self.poll_heartbeat(out);
@@ -260,6 +287,8 @@ impl Replica {
         }
         [
             self.catchup_deadline(),
+            self.transfer_deadline(),
+            self.serving_deadline(),
             self.voting_deadline(),
             self.backup_deadline(),
             self.order_deadline(),
@@ -302,6 +331,13 @@ impl Replica {
                 Ok(())
             }
             PeerMessage::Chain(chain) => self.handle_chain(from, chain),
+            PeerMessage::FetchCheckpoint { above } => {
+                self.handle_fetch_checkpoint(from, above, out);
+                Ok(())
+            }
+            PeerMessage::Checkpoint(offer) => self.handle_offer(from, &offer, out),
+            PeerMessage::FetchChunk(name) => self.handle_fetch_chunk(from, name, out),
+            PeerMessage::Chunk(chunk) => self.handle_chunk(from, chunk, out),
             PeerMessage::Forward(forward) => self.handle_forward(from, forward, out),
             PeerMessage::Certificate(certificate) => {
                 let signed = self.verify(from, &certificate)?;
@@ -348,7 +384,7 @@ impl Replica {
                 Ok(())
             }
             Statement::Checkpoint { slot, digest } => {
-                self.handle_checkpoint(host, slot, digest, out);
+                self.handle_checkpoint(certificate, slot, digest, out);
                 Ok(())
             }
             Statement::SlotResult {
@@ -490,7 +526,7 @@ impl Replica {
 
     /// Counts of what is kept, for the bounded-memory oracle (protocol.md 11, invariant 9).
     #[must_use]
-    pub fn footprint(&self) -> [(&'static str, usize); 9] {
+    pub fn footprint(&self) -> [(&'static str, usize); 10] {
         [
             ("slots", self.slots.len()),
             ("pool", self.pool.len()),
@@ -501,6 +537,7 @@ impl Replica {
             ("queue", self.leader.len()),
             ("forwards", self.forwards.len()),
             ("chain", self.chain.len()),
+            ("serving", self.serving.len()),
         ]
     }
 }

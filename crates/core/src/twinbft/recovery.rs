@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use twinbft_types::wire::PeerMessage;
+use twinbft_types::wire::{CheckpointParts, PeerMessage};
 use twinbft_types::{
     DecodeError, Digest, Entry, Position, Request, RequestRef, Slot, Statement, View, batch_digest,
     canonical, history,
@@ -231,8 +231,14 @@ impl Replica {
         self.commit.stand_at(checkpoint.slot);
         self.stable = checkpoint.slot;
         let digest = self.sessions.digest();
-        self.checkpoints
-            .stand_at(checkpoint, (service, digest, self.config.config_digest));
+        let parts = CheckpointParts {
+            service,
+            sessions: digest,
+            config: self.config.config_digest,
+            history: checkpoint.history,
+            timestamp_us: checkpoint.timestamp_us,
+        };
+        self.checkpoints.stand_at(checkpoint.slot, &parts);
         Ok(())
     }
 
@@ -258,6 +264,7 @@ impl Replica {
             committed
         };
         self.slots.drop_from(sure.next());
+        self.recall_checkpoint();
         self.backup.leave_view();
         self.backup.set_tip(self.held_end(accepted));
         self.take_over_chain(accepted, accepted_history);
@@ -362,6 +369,8 @@ impl Replica {
                         PeerMessage::FetchSlots { .. }
                             | PeerMessage::FetchChain { .. }
                             | PeerMessage::FetchNewView { .. }
+                            | PeerMessage::FetchCheckpoint { .. }
+                            | PeerMessage::FetchChunk(_)
                     );
                     if question && !replaying {
                         out.push(Effect::Send { to, message });
@@ -380,6 +389,11 @@ impl Replica {
                 Effect::Reply(_) | Effect::Answer { .. } => {}
                 Effect::Execute(_)
                 | Effect::Checkpoint(_)
+                | Effect::KeepSnapshots { .. }
+                | Effect::ReadChunk { .. }
+                | Effect::RestoreBegin { .. }
+                | Effect::RestoreChunk { .. }
+                | Effect::RestoreActivate(_)
                 | Effect::Query { .. }
                 | Effect::Refuse { .. }
                 | Effect::RefuseQuery { .. }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use twinbft_types::wire::{OrderMessage, PeerMessage};
 use twinbft_types::{
     Authenticator, Certificate, Digest, HostId, Incarnation, Request, RequestRef, Signed, Slot,
-    Statement, View,
+    Statement, View, batch_digest, history,
 };
 
 use crate::record::Record;
@@ -69,6 +69,12 @@ impl SlotData {
             bodies: self.bodies.iter().flatten().cloned().collect(),
             certificate: None,
         }
+    }
+
+    /// Whether this is slot `slot` of a log whose history below it is `previous`.
+    pub fn extends(&self, previous: Digest, slot: Slot) -> bool {
+        let batch = batch_digest(&self.requests);
+        history(previous, slot, batch, self.timestamp_us) == self.history
     }
 
     /// Whether every body is here.

@@ -2,7 +2,7 @@
 
 use twinbft_types::{ReplicaId, Slot, View};
 
-use super::Replica;
+use super::{Replica, TransferProgress};
 
 /// What this replica is in its view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,10 @@ pub struct Status {
     pub view_changes: u64,
     /// Requests that wait for a slot here.
     pub pending: usize,
+    /// How far the fetch of a checkpoint is, while there is one.
+    pub transfer: Option<TransferProgress>,
+    /// Checkpoints taken over from others since the start.
+    pub transfers: u64,
 }
 
 impl Replica {
@@ -71,7 +75,10 @@ impl Replica {
         } else {
             Role::Backup
         };
-        let state = if let Some(state) = self.recovery.state() {
+        let transfer = self.transfer.progress();
+        let state = if transfer.is_some() {
+            "fetching-checkpoint"
+        } else if let Some(state) = self.recovery.state() {
             state
         } else if self.log.live_view().is_none() {
             "changing-view"
@@ -97,6 +104,8 @@ impl Replica {
             diverged: self.divergences.total(),
             view_changes: self.views.changes(),
             pending: self.pool.len(),
+            transfer,
+            transfers: self.transfer.done(),
         }
     }
 

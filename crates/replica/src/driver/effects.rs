@@ -24,6 +24,23 @@ impl Driver {
             Effect::Checkpoint(checkpoint) => {
                 self.submit(Job::Checkpoint(Box::new(checkpoint)))?;
             }
+            Effect::KeepSnapshots { slots } => self.service.keep_snapshots(&slots),
+            Effect::ReadChunk { slot, id } => self.service.read_chunk(slot, id),
+            Effect::RestoreBegin { slot, digest } => {
+                tracing::info!(
+                    slot = slot.0,
+                    "fetching the state of a checkpoint from the others"
+                );
+                self.submit(Job::RestoreBegin { slot, digest })?;
+            }
+            Effect::RestoreChunk { id, bytes } => self.submit(Job::RestoreChunk { id, bytes })?,
+            Effect::RestoreActivate(checkpoint) => {
+                tracing::info!(
+                    slot = checkpoint.slot.0,
+                    "the state is here; going on from it"
+                );
+                self.submit(Job::RestoreActivate(Box::new(checkpoint)))?;
+            }
             Effect::Query { token, operation } => self.submit(Job::Query { token, operation })?,
             Effect::Reply(reply) => self.outbound.clients.push(ToClient::Reply(reply)),
             Effect::Answer {

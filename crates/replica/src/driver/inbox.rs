@@ -129,7 +129,11 @@ pub fn peer_message_bytes(message: &PeerMessage) -> usize {
         | PeerMessage::FetchSlots { .. }
         | PeerMessage::FetchSlotResult { .. }
         | PeerMessage::FetchNewView { .. }
-        | PeerMessage::FetchChain { .. } => FIXED,
+        | PeerMessage::FetchChain { .. }
+        | PeerMessage::FetchCheckpoint { .. }
+        | PeerMessage::FetchChunk(_) => FIXED,
+        PeerMessage::Checkpoint(offer) => FIXED * (1 + offer.certificates.len()),
+        PeerMessage::Chunk(chunk) => FIXED + chunk.bytes.as_ref().map_or(0, |bytes| bytes.len()),
     }
 }
 

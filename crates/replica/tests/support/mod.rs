@@ -230,14 +230,15 @@ impl Cluster {
         }
     }
 
+    /// The replicas that run.
+    pub fn running(&self) -> Vec<ReplicaId> {
+        self.replicas.iter().map(|(id, _)| *id).collect()
+    }
+
     /// Ends a replica as a crash does: SIGKILL.
     pub fn kill(&mut self, id: ReplicaId) {
-        let at = self
-            .replicas
-            .iter()
-            .position(|(known, _)| *known == id)
-            .expect("it runs");
-        let (_, mut child) = self.replicas.remove(at);
+        let at = self.replicas.iter().position(|(known, _)| *known == id);
+        let (_, mut child) = self.replicas.remove(at.expect("it runs"));
         child.kill().expect("our own child");
         child.wait().expect("our own child");
     }

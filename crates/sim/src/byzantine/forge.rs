@@ -523,9 +523,16 @@ impl Puppet {
                     slot.timestamp_us ^= 1;
                 }
             }
+            PeerMessage::Checkpoint(offer) => offer.parts.timestamp_us ^= 1,
+            PeerMessage::Chunk(chunk) => {
+                let bytes = chunk.bytes.iter().flatten().map(|byte| byte ^ 1);
+                chunk.bytes = Some(bytes.collect());
+            }
             PeerMessage::FetchSlots { .. }
             | PeerMessage::FetchSlotResult { .. }
             | PeerMessage::FetchNewView { .. }
+            | PeerMessage::FetchCheckpoint { .. }
+            | PeerMessage::FetchChunk(_)
             | PeerMessage::FetchChain { .. } => {}
         }
         message

@@ -206,6 +206,10 @@ fn spoil_message(mut message: PeerMessage, rng: &mut ChaCha8Rng) -> PeerMessage 
         | PeerMessage::FetchSlotResult { .. }
         | PeerMessage::FetchNewView { .. }
         | PeerMessage::FetchChain { .. }
+        | PeerMessage::FetchCheckpoint { .. }
+        | PeerMessage::Checkpoint(_)
+        | PeerMessage::FetchChunk(_)
+        | PeerMessage::Chunk(_)
         | PeerMessage::Chain(_) => return message,
     };
     for authenticator in &mut certificate.authenticators {

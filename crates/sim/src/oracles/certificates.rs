@@ -134,6 +134,10 @@ impl Observer {
                 slot,
                 history,
             } => vec![ack(view, slot, history)],
+            Decision::Jumped { slot, history } => {
+                let live = self.log.live_view().into_iter();
+                live.map(|view| ack(view, slot, history)).collect()
+            }
             Decision::Installed { installed } => self
                 .log
                 .new_view()

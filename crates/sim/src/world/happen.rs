@@ -11,6 +11,7 @@ use super::{ClientMessage, Happening, World};
 use crate::byzantine::{Act, Double, Hints};
 use crate::oracles::{Violation, check_event, check_footprint};
 use crate::scenario::Fault;
+use crate::service::Restoring;
 
 impl World {
     pub(super) fn happen(&mut self, happening: Happening) -> Result<(), Violation> {
@@ -277,8 +278,60 @@ impl World {
             }
             Effect::Checkpoint(checkpoint) => {
                 let slot = checkpoint.slot;
-                let digest = self.twin(id).service.digest();
+                let twin = self.twin(id);
+                let digest = twin.service.digest();
+                twin.snapshots.insert(slot, twin.service.clone());
                 self.answer(id, Input::Checkpointed { slot, digest });
+            }
+            Effect::KeepSnapshots { slots } => {
+                let last = slots.iter().max().copied().unwrap_or_default();
+                let snapshots = &mut self.twin(id).snapshots;
+                snapshots.retain(|slot, _| slots.contains(slot) || *slot > last);
+            }
+            Effect::ReadChunk { slot, id: chunk } => {
+                let service = self.twin(id).snapshots.get(&slot);
+                let bytes = service.and_then(|service| service.read_chunk(chunk));
+                let id_of_chunk = chunk;
+                self.answer(
+                    id,
+                    Input::ChunkRead {
+                        slot,
+                        id: id_of_chunk,
+                        bytes,
+                    },
+                );
+            }
+            Effect::RestoreBegin { slot, digest } => {
+                self.twin(id).restoring = Some(Restoring::begin(slot, digest));
+                self.answer(
+                    id,
+                    Input::Restoring {
+                        slot,
+                        chunk: None,
+                        wanted: vec![Restoring::CHUNK],
+                    },
+                );
+            }
+            Effect::RestoreChunk { id: chunk, bytes } => {
+                let restoring = self.twin(id).restoring.as_mut().expect("it was begun");
+                let accepted = restoring.accept(chunk, &bytes);
+                let (slot, wanted) = (restoring.slot, restoring.wanted());
+                self.answer(
+                    id,
+                    Input::Restoring {
+                        slot,
+                        chunk: Some((chunk, accepted)),
+                        wanted,
+                    },
+                );
+            }
+            Effect::RestoreActivate(checkpoint) => {
+                let slot = checkpoint.slot;
+                let twin = self.twin(id);
+                let restoring = twin.restoring.take().expect("it was begun");
+                twin.service = restoring.finish();
+                twin.snapshots.insert(slot, twin.service.clone());
+                self.answer(id, Input::Restored { slot });
             }
             Effect::Query { token, operation } => {
                 let (result, version) = self.twin(id).service.query(&operation);
@@ -348,6 +401,11 @@ impl World {
             | Effect::Persist(_)
             | Effect::Execute(_)
             | Effect::Checkpoint(_)
+            | Effect::KeepSnapshots { .. }
+            | Effect::ReadChunk { .. }
+            | Effect::RestoreBegin { .. }
+            | Effect::RestoreChunk { .. }
+            | Effect::RestoreActivate(_)
             | Effect::Query { .. }
             | Effect::Evidence(_) => Ok(()),
         }
@@ -452,6 +510,10 @@ fn certificate_in(message: &PeerMessage) -> Option<&Certificate> {
         | PeerMessage::FetchSlotResult { .. }
         | PeerMessage::FetchNewView { .. }
         | PeerMessage::FetchChain { .. }
+        | PeerMessage::FetchCheckpoint { .. }
+        | PeerMessage::Checkpoint(_)
+        | PeerMessage::FetchChunk(_)
+        | PeerMessage::Chunk(_)
         | PeerMessage::Chain(_) => None,
     }
 }

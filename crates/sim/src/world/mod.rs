@@ -61,7 +61,7 @@ pub struct Report {
     pub culprits: u64,
     /// Wrong outputs of single twins, and what became of them.
     pub detection: Detection,
-    /// Runs in which fewer than `Q` hosts were left that were not behind: not checked for progress.
+    /// Runs in which fewer than `Q` hosts had `q` correct twins: not checked for progress.
     pub stalled: u64,
     /// A digest over everything that happened, for comparing two runs of one seed; zero unless traced.
     pub trace: Digest,
@@ -312,15 +312,17 @@ impl World {
         }
     }
 
-    /// Hosts with `q` correct twins that are not behind. Until there is state transfer, a host that lost too
-    /// many messages stays behind, and counts as silent.
+    /// Hosts with `q` correct twins. The twins of the only host have nobody to fetch slots from: there, one that lacks some
+    /// counts as faulty.
     fn live_hosts(&self) -> usize {
         let shape = self.scenario.shape;
-        let stable = self.twins.iter().map(|t| t.core.status().stable);
-        let stable = stable.max().unwrap_or_default();
+        let lacks_slots = |twin: &Twin| {
+            let status = twin.core.status();
+            shape.hosts() == 1 && status.executed < status.accepted
+        };
         let live = |host: HostId| {
             let twins = self.twins.iter().filter(|t| t.id.host == host);
-            let live = twins.filter(|t| t.is_correct() && t.core.status().executed >= stable);
+            let live = twins.filter(|t| t.is_correct() && !lacks_slots(t));
             live.count() >= shape.twin_quorum()
         };
         shape.all_hosts().filter(|host| live(*host)).count()

@@ -83,8 +83,18 @@ impl World {
                     bytes: entry.bytes.clone().into(),
                 },
                 MemoryRead::NotYet => return Ok(()),
-                // Only with m > q can a twin be lapped; it then stands still until resynchronisation is there.
-                MemoryRead::Lapped => return Ok(()),
+                // Only with m > q can a twin be lapped.
+                MemoryRead::Lapped => {
+                    let agreed = self.logs[host].agreed_state();
+                    let agreed = agreed.expect("the log was trimmed").clone();
+                    self.twins[index].position = agreed.position;
+                    let lapped = Input::Lapped {
+                        position: Position(agreed.position),
+                        state: agreed.bytes.into(),
+                    };
+                    self.step(by, lapped)?;
+                    continue;
+                }
             };
             self.twins[index].position += 1;
             self.note_for_puppet(index, &input);

@@ -11,7 +11,8 @@ use prost::Message as _;
 use serde_json::{Value, json};
 use sha2::Sha256;
 use twinbft_types::wire::{
-    ChainSlot, ForwardMessage, OrderMessage, Outcome, PeerMessage, Reply, pb,
+    ChainSlot, CheckpointOffer, CheckpointParts, ChunkMessage, ChunkName, ForwardMessage,
+    OrderMessage, Outcome, PeerMessage, Reply, StatePart, pb,
 };
 use twinbft_types::wire::{answer_to_wire, query_to_wire};
 use twinbft_types::{
@@ -665,6 +666,29 @@ fn messages() -> Value {
         certificate: certificate(),
         request: batch().remove(0),
     }));
+    let fetch_checkpoint = pb::PeerMessage::from(&PeerMessage::FetchCheckpoint { above: Slot(7) });
+    let checkpoint = pb::PeerMessage::from(&PeerMessage::Checkpoint(Box::new(CheckpointOffer {
+        slot: Slot(1),
+        parts: CheckpointParts {
+            service: Digest::of(b"service"),
+            sessions: Digest::of(b"sessions"),
+            config: Digest::of(b"config"),
+            history: history_1(),
+            timestamp_us: TIMESTAMP_US,
+        },
+        certificates: vec![certificate()],
+    })));
+    let name = ChunkName {
+        slot: Slot(1),
+        part: StatePart::Sessions,
+        id: u64::MAX,
+    };
+    let fetch_chunk = pb::PeerMessage::from(&PeerMessage::FetchChunk(name));
+    let chunk = pb::PeerMessage::from(&PeerMessage::Chunk(ChunkMessage {
+        name,
+        bytes: Some(Bytes::from_static(&[0, 0, 0, 0])),
+    }));
+    let no_chunk = pb::PeerMessage::from(&PeerMessage::Chunk(ChunkMessage { name, bytes: None }));
     let peer_frame = pb::PeerFrame {
         messages: vec![order.clone(), fetch.clone()],
     };
@@ -685,6 +709,11 @@ fn messages() -> Value {
         "PeerMessage, fetch chain": hex::encode(fetch_chain.encode_to_vec()),
         "PeerMessage, chain": hex::encode(chain.encode_to_vec()),
         "PeerMessage, forward": hex::encode(forward.encode_to_vec()),
+        "PeerMessage, fetch checkpoint": hex::encode(fetch_checkpoint.encode_to_vec()),
+        "PeerMessage, checkpoint": hex::encode(checkpoint.encode_to_vec()),
+        "PeerMessage, fetch chunk": hex::encode(fetch_chunk.encode_to_vec()),
+        "PeerMessage, chunk": hex::encode(chunk.encode_to_vec()),
+        "PeerMessage, no chunk": hex::encode(no_chunk.encode_to_vec()),
         "PeerFrame": hex::encode(peer_frame.encode_to_vec()),
         "kv.Operation, put": hex::encode(put_operation().encode_to_vec()),
         "kv.Operation, get": hex::encode(get_operation().encode_to_vec()),

@@ -47,7 +47,9 @@ fn row(asked: &Asked) -> [(String, bool); HEADINGS.len()] {
     let state = match (&asked.answer, asked.twin) {
         (Answer::Unreachable(reason), _) => format!("unreachable: {reason}"),
         (Answer::Elsewhere, _) => "not on this machine".to_owned(),
-        (Answer::Document(_), Some(_)) => asked.state().unwrap_or("?").to_owned(),
+        (Answer::Document(document), Some(_)) => {
+            transfer(document).unwrap_or_else(|| asked.state().unwrap_or("?").to_owned())
+        }
         (Answer::Document(document), None) => broker_state(document),
     };
     [
@@ -63,6 +65,16 @@ fn row(asked: &Asked) -> [(String, bool); HEADINGS.len()] {
         (faults(asked), true),
         (memory(asked), true),
     ]
+}
+
+/// How far the fetch of a checkpoint is, while there is one.
+fn transfer(document: &Value) -> Option<String> {
+    let transfer = document.get("transfer")?;
+    let number = |name: &str| transfer.get(name).and_then(Value::as_u64);
+    let (slot, chunks, known) = (number("slot")?, number("chunks")?, number("known")?);
+    Some(format!(
+        "fetching checkpoint {slot}: {chunks} of {known} chunks"
+    ))
 }
 
 /// How full the log is and who is connected.

@@ -1,0 +1,468 @@
+//! A replica that is behind the others' checkpoints fetches the state of one (protocol.md 5): chunk by chunk, from
+//! several twins of several hosts at once, each chunk verified on its own against the digest that `Q` hosts certified.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use twinbft_types::wire::{
+    CheckpointOffer, CheckpointParts, ChunkMessage, ChunkName, PeerMessage, StatePart,
+};
+use twinbft_types::{Entry, ReplicaId, Slot, Statement};
+
+use super::Replica;
+use crate::evidence::{Event, EventKind};
+use crate::fault::PeerFault;
+use crate::io::{Checkpoint, Effect, Effects};
+use crate::record::Record;
+use crate::session::SessionFetch;
+
+/// Who makes no progress for so many times `fetch_after` asks for a checkpoint.
+const PATIENCE_FETCHES: u64 = 10;
+/// It asks again after so long.
+const ASK_EVERY_US: u64 = 500_000;
+/// A chunk that does not come is asked of another twin after so long: a server may have a queue.
+const CHUNK_PATIENCE_US: u64 = 3_000_000;
+/// Chunks under way from one server.
+const OF_A_SERVER_MAX: usize = 4;
+/// Chunks under way, those that the service is writing included.
+const UNDER_WAY_MAX: usize = 24;
+
+/// How a fetch goes.
+#[derive(Debug, Default)]
+pub struct Transfer {
+    /// Where execution stands still, and since when.
+    stuck: Option<(Slot, u64)>,
+    ask_at_us: u64,
+    /// The end of a log that this twin is to hold, beyond its marks.
+    beyond: Slot,
+    fetching: Option<Fetching>,
+    /// Checkpoints that this twin took over since it started.
+    done: u64,
+}
+
+/// A checkpoint that is fetched.
+#[derive(Debug)]
+struct Fetching {
+    slot: Slot,
+    parts: CheckpointParts,
+    sessions: SessionFetch,
+    /// What the service wants; `None` until it has said so for the first time.
+    wanted: Option<BTreeSet<u64>>,
+    /// Chunks that were asked for: of whom, and when.
+    asked: BTreeMap<(StatePart, u64), (ReplicaId, u64)>,
+    /// Chunks that the service verifies and writes, and who sent them.
+    writing: BTreeMap<u64, ReplicaId>,
+    /// Servers that have not got this state, or sent a wrong chunk.
+    useless: BTreeSet<ReplicaId>,
+    next_server: usize,
+    chunks: u64,
+    /// Everything is here, and the service makes it its state.
+    activating: bool,
+}
+
+/// How far a fetch is, for operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransferProgress {
+    /// The checkpoint.
+    pub slot: Slot,
+    /// Chunks that are here.
+    pub chunks: u64,
+    /// Chunks that are known to be needed so far.
+    pub known: u64,
+}
+
+impl Transfer {
+    pub fn progress(&self) -> Option<TransferProgress> {
+        let fetching = self.fetching.as_ref()?;
+        let wanted = fetching.wanted.as_ref().map_or(1, BTreeSet::len);
+        let open = wanted + fetching.sessions.wanted(usize::MAX).len();
+        Some(TransferProgress {
+            slot: fetching.slot,
+            chunks: fetching.chunks,
+            known: fetching.chunks + open as u64,
+        })
+    }
+
+    /// A log that this twin is to hold ends beyond its marks.
+    pub fn note_beyond(&mut self, slot: Slot) {
+        self.beyond = self.beyond.max(slot);
+    }
+
+    pub const fn done(&self) -> u64 {
+        self.done
+    }
+
+    pub fn is_activating(&self) -> bool {
+        self.fetching.as_ref().is_some_and(|f| f.activating)
+    }
+
+    pub const fn is_fetching(&self) -> bool {
+        self.fetching.is_some()
+    }
+}
+
+impl Replica {
+    /// Whether a slot is known to exist that is not here, nor executed.
+    fn lacks_next(&self) -> bool {
+        let mut next = self.execution.begun().next();
+        // Some may be here that this host has not accepted.
+        while self.holds(next) {
+            next = next.next();
+        }
+        self.log.accepted().0 >= next
+            || self.backup.has_gap()
+            || self.transfer.beyond >= next
+            || self.chain.target().is_some_and(|end| end >= next)
+            || self.behind().is_some()
+    }
+
+    /// Notices that execution stands still, asks for a checkpoint, and for its chunks.
+    pub(super) fn poll_transfer(&mut self, out: &mut Effects) {
+        let begun = self.execution.begun();
+        if !self.lacks_next() {
+            self.transfer.stuck = None;
+        } else if self.transfer.stuck.is_none_or(|(slot, _)| slot != begun) {
+            self.transfer.stuck = Some((begun, self.now.mono_us));
+        }
+        let target = self.transfer.fetching.as_ref().map(|f| f.slot);
+        if target.is_some_and(|slot| slot <= begun) && !self.transfer.is_activating() {
+            // The slots came after all.
+            self.transfer.fetching = None;
+        }
+        if self.transfer.is_fetching() {
+            self.ask_for_chunks(out);
+            self.finish_fetch(out);
+        } else if self
+            .ask_checkpoint_at()
+            .is_some_and(|at| at <= self.now.mono_us)
+        {
+            self.transfer.ask_at_us = self.now.mono_us + ASK_EVERY_US;
+            let question = Arc::new(PeerMessage::FetchCheckpoint { above: begun });
+            self.send_to_all(&question, out);
+        }
+    }
+
+    fn ask_checkpoint_at(&self) -> Option<u64> {
+        let (_, since) = self.transfer.stuck?;
+        let fetches = if self.recovery.is_silent() {
+            2
+        } else {
+            PATIENCE_FETCHES
+        };
+        let patience = fetches * self.config.tuning.fetch_after_us;
+        Some((since + patience).max(self.transfer.ask_at_us))
+    }
+
+    fn send_to_all(&self, message: &Arc<PeerMessage>, out: &mut Effects) {
+        for to in self.config.shape.receivers(self.config.host()) {
+            let message = message.clone();
+            out.push(Effect::Send { to, message });
+        }
+    }
+
+    pub(super) fn transfer_deadline(&self) -> Option<u64> {
+        match &self.transfer.fetching {
+            Some(fetching) => {
+                let asked = fetching
+                    .asked
+                    .values()
+                    .map(|(_, at)| at + CHUNK_PATIENCE_US);
+                asked.min()
+            }
+            None => self.ask_checkpoint_at(),
+        }
+    }
+
+    /// Somebody offers a checkpoint. It counts when `Q` hosts have certified its digest.
+    pub(super) fn handle_offer(
+        &mut self,
+        from: ReplicaId,
+        offer: &CheckpointOffer,
+        out: &mut Effects,
+    ) -> Result<(), PeerFault> {
+        let digest = offer.parts.digest();
+        if offer.parts.config != self.config.config_digest {
+            return Err(PeerFault::OtherConfiguration { from });
+        }
+        let statement = Statement::Checkpoint {
+            slot: offer.slot,
+            digest,
+        };
+        let hosts = usize::from(self.config.shape.hosts());
+        for certificate in offer.certificates.iter().take(hosts) {
+            // One may be spoilt for this twin alone; the others tell.
+            if certificate.signed.statement == statement
+                && let Ok(signed) = self.verify(from, certificate)
+            {
+                self.handle_statement(from, &signed, certificate, out)?;
+            }
+        }
+        if self.transfer.is_fetching() || !self.lacks_next() {
+            return Ok(());
+        }
+        let begun = self.execution.begun();
+        if offer.slot > begun && self.is_agreed(offer.slot, digest) {
+            self.begin_fetch(offer, out);
+        }
+        Ok(())
+    }
+
+    fn begin_fetch(&mut self, offer: &CheckpointOffer, out: &mut Effects) {
+        self.transfer.fetching = Some(Fetching {
+            slot: offer.slot,
+            parts: offer.parts,
+            sessions: SessionFetch::new(offer.parts.sessions),
+            wanted: None,
+            asked: BTreeMap::new(),
+            writing: BTreeMap::new(),
+            useless: BTreeSet::new(),
+            next_server: usize::from(self.config.twin().0),
+            chunks: 0,
+            activating: false,
+        });
+        out.push(Effect::RestoreBegin {
+            slot: offer.slot,
+            digest: offer.parts.service,
+        });
+    }
+
+    /// The service wants these chunks, as far as it knows; with what it made of one that was handed to it.
+    pub(super) fn handle_restoring(
+        &mut self,
+        slot: Slot,
+        chunk: Option<(u64, bool)>,
+        wanted: Vec<u64>,
+        out: &mut Effects,
+    ) {
+        let Some(fetching) = self.transfer.fetching.as_mut().filter(|f| f.slot == slot) else {
+            return;
+        };
+        fetching.wanted = Some(wanted.into_iter().collect());
+        let sender = chunk.and_then(|(id, _)| fetching.writing.remove(&id));
+        match (chunk, sender) {
+            (Some((_, true)), _) => fetching.chunks += 1,
+            (Some((_, false)), Some(from)) => {
+                fetching.useless.insert(from);
+                out.push(Effect::Evidence(Event {
+                    host: from.host,
+                    twin: Some(from.twin),
+                    slot: Some(slot),
+                    kind: EventKind::Invalid {
+                        problem: "a chunk of its state that is not what Q hosts certified",
+                    },
+                }));
+            }
+            (Some((_, false)), None) | (None, _) => {}
+        }
+    }
+
+    /// A chunk has come. It is verified on its own, whoever sent it.
+    pub(super) fn handle_chunk(
+        &mut self,
+        from: ReplicaId,
+        chunk: ChunkMessage,
+        out: &mut Effects,
+    ) -> Result<(), PeerFault> {
+        let ChunkName { slot, part, id } = chunk.name;
+        let Some(fetching) = self.transfer.fetching.as_mut().filter(|f| f.slot == slot) else {
+            return Ok(());
+        };
+        if fetching.asked.remove(&(part, id)).is_none() {
+            return Ok(());
+        }
+        let Some(bytes) = chunk.bytes else {
+            fetching.useless.insert(from);
+            return Ok(());
+        };
+        match part {
+            StatePart::Service => {
+                fetching.writing.insert(id, from);
+                out.push(Effect::RestoreChunk { id, bytes });
+            }
+            StatePart::Sessions => match fetching.sessions.accept(id, &bytes) {
+                Ok(()) => fetching.chunks += 1,
+                Err(problem) => {
+                    fetching.useless.insert(from);
+                    return Err(PeerFault::BadChunk { from, problem });
+                }
+            },
+        }
+        Ok(())
+    }
+
+    fn ask_for_chunks(&mut self, out: &mut Effects) {
+        let now_us = self.now.mono_us;
+        let servers: Vec<ReplicaId> = self.config.shape.receivers(self.config.host()).collect();
+        let Some(fetching) = self.transfer.fetching.as_mut() else {
+            return;
+        };
+        // Who does not answer is not asked again as long as there are others.
+        let late = fetching.asked.iter();
+        let late: Vec<_> = late
+            .filter(|(_, (_, at))| at + CHUNK_PATIENCE_US <= now_us)
+            .map(|(name, (server, _))| (*name, *server))
+            .collect();
+        for (name, server) in late {
+            fetching.asked.remove(&name);
+            fetching.useless.insert(server);
+        }
+        if servers
+            .iter()
+            .all(|server| fetching.useless.contains(server))
+        {
+            // Nobody has this state any more: there is a newer one.
+            self.transfer.fetching = None;
+            self.transfer.ask_at_us = now_us;
+            return;
+        }
+        let service = fetching.wanted.iter().flatten();
+        let service = service
+            .filter(|id| !fetching.writing.contains_key(id))
+            .map(|id| (StatePart::Service, *id));
+        let sessions = fetching.sessions.wanted(UNDER_WAY_MAX).into_iter();
+        let open: Vec<(StatePart, u64)> = sessions
+            .map(|id| (StatePart::Sessions, id))
+            .chain(service)
+            .filter(|name| !fetching.asked.contains_key(name))
+            .take(UNDER_WAY_MAX)
+            .collect();
+        for name in open {
+            if fetching.asked.len() + fetching.writing.len() >= UNDER_WAY_MAX {
+                return;
+            }
+            let Some(server) = fetching.poll_server(&servers) else {
+                return;
+            };
+            fetching.asked.insert(name, (server, now_us));
+            let name = ChunkName {
+                slot: fetching.slot,
+                part: name.0,
+                id: name.1,
+            };
+            let message = Arc::new(PeerMessage::FetchChunk(name));
+            out.push(Effect::Send {
+                to: server,
+                message,
+            });
+        }
+    }
+
+    /// Everything is here: the service makes it its state as soon as it has nothing else to do.
+    fn finish_fetch(&mut self, out: &mut Effects) {
+        let is_idle = self.execution.is_idle();
+        let Some(fetching) = self.transfer.fetching.as_mut() else {
+            return;
+        };
+        let is_whole = fetching.wanted.as_ref().is_some_and(BTreeSet::is_empty)
+            && fetching.writing.is_empty()
+            && fetching.sessions.wanted(1).is_empty();
+        if !is_whole || !is_idle || fetching.activating {
+            return;
+        }
+        fetching.activating = true;
+        out.push(Effect::RestoreActivate(Checkpoint {
+            slot: fetching.slot,
+            history: fetching.parts.history,
+            timestamp_us: fetching.parts.timestamp_us,
+            sessions: fetching.sessions.image(),
+        }));
+    }
+
+    /// The service stands at the fetched checkpoint.
+    pub(super) fn handle_restored(&mut self, slot: Slot, out: &mut Effects) {
+        let fetching = self.transfer.fetching.take().expect("it was asked to");
+        assert_eq!(fetching.slot, slot, "one fetch at a time");
+        let parts = fetching.parts;
+        let checkpoint = Checkpoint {
+            slot,
+            history: parts.history,
+            timestamp_us: parts.timestamp_us,
+            sessions: fetching.sessions.image(),
+        };
+        self.stand_at(&checkpoint, parts.service)
+            .expect("every session was verified");
+        self.transfer.done += 1;
+        self.transfer.stuck = None;
+        let digest = parts.digest();
+        out.push(Effect::Persist(Record::Stable { slot, digest }));
+        self.keep_checkpoint(slot, parts, checkpoint.sessions, out);
+        self.rejoin_chain();
+        self.rebuild_in_log(self.log.accepted().0);
+        if self.log.accepted().0 < slot {
+            self.jump(slot, out);
+        }
+    }
+
+    /// The slots above a fetched checkpoint stay as far as they extend it.
+    fn rejoin_chain(&mut self) {
+        let keep = self.config.tuning.checkpoint_slots;
+        self.slots.trim(Slot(self.stable.0.saturating_sub(keep)));
+        let mut end = self.stable;
+        while let Some(previous) = self.history_of(end)
+            && let Some(data) = self.slots.get(end.next())
+            && data.extends(previous, end.next())
+        {
+            end = end.next();
+        }
+        self.slots.drop_from(end.next());
+        self.backup
+            .set_tip(self.stable.max(self.backup.tip().min(end)));
+        self.raise_tip();
+    }
+
+    /// 5: a twin posts JUMP only for a slot that it knows to be committed and holds durably.
+    fn jump(&mut self, slot: Slot, out: &mut Effects) {
+        let Some(history) = self.history_of(slot) else {
+            return;
+        };
+        let entry = Entry::Jump { slot, history };
+        out.push(Effect::Persist(Record::Promise(entry.clone())));
+        out.post(entry);
+    }
+
+    /// 5: a twin that can verify a sibling's JUMP posts the same one.
+    pub(super) fn handle_jump_entry(&mut self, slot: Slot, out: &mut Effects) {
+        let me = self.config.twin();
+        let is_known = slot <= self.commit.committed() && slot <= self.execution.executed();
+        let wanted = self.log.jumps().find_map(|(twin, s, history)| {
+            (twin != me && s == slot && self.history_of(s) == Some(history)).then_some(history)
+        });
+        let has_posted = self.log.jumps().any(|(twin, s, _)| twin == me && s >= slot);
+        if wanted.is_some() && is_known && !has_posted && slot > self.log.accepted().0 {
+            self.jump(slot, out);
+        }
+    }
+
+    /// The host has taken a committed slot over. What this twin accepted beyond it was too early to count.
+    pub(super) fn handle_jumped(&mut self, slot: Slot, out: &mut Effects) {
+        let tip = self.backup.tip();
+        if let Some(view) = self.log.live_view().filter(|_| !self.log.is_primary()) {
+            if tip > slot
+                && let Some(history) = self.history_of(tip)
+            {
+                out.post(Entry::Accept {
+                    view,
+                    slot: tip,
+                    history,
+                });
+            }
+            let (slot, history) = self.log.accepted();
+            self.handle_accepted(view, slot, history, out);
+        }
+    }
+}
+
+impl Fetching {
+    /// The next server that may be useful and has not too much to do for this twin.
+    fn poll_server(&mut self, servers: &[ReplicaId]) -> Option<ReplicaId> {
+        for _ in 0..servers.len() {
+            let server = servers[self.next_server % servers.len()];
+            self.next_server += 1;
+            let busy = self.asked.values().filter(|(s, _)| *s == server).count();
+            if !self.useless.contains(&server) && busy < OF_A_SERVER_MAX {
+                return Some(server);
+            }
+        }
+        None
+    }
+}
