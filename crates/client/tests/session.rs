@@ -106,7 +106,9 @@ fn while_little_is_under_way_small_requests_go_to_the_leader_alone() {
         assert!(cluster.request_is_authentic(ReplicaId::new(1, twin), &signed));
     }
     assert!(session.poll_transmit().is_none());
-    session.submit(0, Bytes::from_static(b"as large as it gets")).unwrap();
+    session
+        .submit(0, Bytes::from_static(b"as large as it gets"))
+        .unwrap();
     assert_eq!(receivers(&mut session).len(), 2);
     // The third one under way, and what other sessions crowd out.
     session.submit(0, Bytes::from_static(b"small")).unwrap();

@@ -158,9 +158,7 @@ impl Replica {
         }
         let (now, after) = (self.now.mono_us, self.config.tuning.fetch_after_us);
         let quorum = self.config.shape.twin_quorum();
-        // What the view began with is in its NEW-VIEW, and fetched by its chain.
-        let begun = self.log.installed_log().map_or(Slot(0), |log| log.slot);
-        let first = self.commit.committed().max(begun).next();
+        let first = self.first_uncommitted();
         let mut messages = Vec::new();
         for (slot, data) in self.slots.iter_mut_from(first) {
             if data.since_us + after > now {
@@ -174,11 +172,18 @@ impl Replica {
         }
     }
 
+    /// The first slot whose ORDER may have to be sent again. What the view began with is in its NEW-VIEW, and fetched by
+    /// its chain.
+    fn first_uncommitted(&self) -> Slot {
+        let begun = self.log.installed_log().map_or(Slot(0), |log| log.slot);
+        self.commit.committed().max(begun).next()
+    }
+
     pub(super) fn order_deadline(&self) -> Option<u64> {
         if !self.log.is_primary() {
             return None;
         }
-        let data = self.slots.get(self.commit.committed().next())?;
+        let data = self.slots.get(self.first_uncommitted())?;
         Some(data.since_us + self.config.tuning.fetch_after_us)
     }
 

@@ -120,6 +120,10 @@ impl Replica {
     }
 
     pub(super) fn suspicion_deadline(&self) -> Option<u64> {
+        // Who does not speak yet suspects nobody.
+        if self.recovery.is_silent() {
+            return None;
+        }
         let patience = self.patience_us();
         let waits = self.waiting_since().map(|since| since + patience);
         // What is over already has been said; the next news wakes this twin up.
