@@ -1,7 +1,7 @@
 //! What a twin must not forget: the records of its write-ahead log (protocol.md 3, durability rule).
 
 use borsh::{BorshDeserialize, BorshSerialize};
-use twinbft_types::{Certificate, Digest, Entry, Epoch, Request, Slot};
+use twinbft_types::{Certificate, Digest, Entry, Epoch, Request, Slot, View};
 
 /// One record of a twin's write-ahead log.
 ///
@@ -35,5 +35,14 @@ pub enum Record {
     Joined {
         /// The epoch.
         epoch: Epoch,
+    },
+    /// The host has installed a view with this log: where a HELLO begins (protocol.md 8).
+    Installed {
+        /// The view.
+        view: View,
+        /// Its log's end.
+        slot: Slot,
+        /// Its history.
+        history: Digest,
     },
 }

@@ -30,6 +30,8 @@ enum Memory {
 pub struct Disk {
     memory: Memory,
     base: Option<Base>,
+    /// Whether the write-ahead log can have lost nothing that was revealed.
+    is_whole: bool,
 }
 
 impl Disk {
@@ -51,7 +53,12 @@ impl Disk {
         }
         let mut app = twinbft_app::open(&options).context("opening the service")?;
         if config.storage.durability == Durability::Memory {
-            return Ok((Self { memory, base: None }, app, None));
+            let disk = Self {
+                memory,
+                base: None,
+                is_whole: false,
+            };
+            return Ok((disk, app, None));
         }
         let owner = setup::owner(config, me);
         let journaled = match Journaled::read(data, owner) {
@@ -80,7 +87,13 @@ impl Disk {
             app = twinbft_app::open(&options).context("opening the service")?;
         }
         let journal = Journal::begin(data, owner, true, base.clone())?;
-        Ok((Self { memory, base }, app, Some(journal)))
+        let is_same_boot = remember_boot(data)?;
+        let disk = Self {
+            memory,
+            base,
+            is_whole: is_same_boot || config.storage.durability == Durability::Sync,
+        };
+        Ok((disk, app, Some(journal)))
     }
 
     /// The core, and what its write-ahead log must hold before its first word.
@@ -94,27 +107,36 @@ impl Disk {
         storage: &mut Storage,
     ) -> anyhow::Result<Replica> {
         let epoch = core.epoch;
+        let mut is_new_epoch = false;
         let records = match self.memory {
             Memory::Genesis(genesis) => {
                 let own = link.appender().map_or(0, |appender| appender.next_number());
                 let checkpoint = self.base.as_ref().map(|(checkpoint, _)| checkpoint.slot);
                 genesis.check(checkpoint, own)?;
-                if link.reader().head() == 0 {
+                if link.reader().head() == 0 && epoch <= Epoch(1) {
                     storage.append(&Record::Joined { epoch })?;
                     storage.sync()?;
                     genesis.take()?;
                     return Ok(Replica::new(core));
                 }
-                // Its siblings have gone ahead, so far that their log does not begin at genesis any more.
+                // The log is not the first, or does not begin at genesis any more: its siblings have gone ahead.
+                storage.append(&Record::Joined { epoch })?;
+                storage.sync()?;
                 genesis.take()?;
-                Vec::new()
+                vec![Record::Joined { epoch }]
             }
-            Memory::Kept { epoch: joined, .. } if joined != epoch => {
-                return Err(needs_recovery(format!(
-                    "the postbox's log was lost: its epoch went from {joined} to {epoch}"
-                )));
+            Memory::Kept {
+                records,
+                epoch: joined,
+            } => {
+                is_new_epoch = joined != epoch;
+                if is_new_epoch && !self.is_whole {
+                    return Err(needs_recovery(format!(
+                        "the postbox's log was lost (its epoch went from {joined} to {epoch}), and so may be this twin's last promises, because this machine has started again and durability is not \"sync\": the host stays silent and the others go on; if all hosts were lost at once, make a new cluster with `twinbft init`"
+                    )));
+                }
+                records
             }
-            Memory::Kept { records, .. } => records,
             Memory::Lost => {
                 tracing::warn!(
                     "this twin's disk remembers nothing; its promises are read from the postbox's log, and its state comes from the others"
@@ -131,6 +153,7 @@ impl Disk {
             checkpoint: self.base,
             log_end: Position(link.reader().end()),
             log_state: state.map(|state| (Position(state.position), state.bytes.into())),
+            is_new_epoch,
         };
         tracing::info!(
             from = recovered.log_state.as_ref().map_or(0, |(p, _)| p.0),
@@ -148,7 +171,10 @@ impl Memory {
     fn find(config: &ClusterConfig, data: &Path, records: Vec<Record>) -> anyhow::Result<Self> {
         let joined = records.iter().rev().find_map(|record| match record {
             Record::Joined { epoch } => Some(*epoch),
-            Record::Promise(_) | Record::Slot { .. } | Record::Stable { .. } => None,
+            Record::Promise(_)
+            | Record::Slot { .. }
+            | Record::Stable { .. }
+            | Record::Installed { .. } => None,
         });
         let genesis = Genesis::find(data, &config.cluster.id)?;
         Ok(match (joined, genesis) {
@@ -182,6 +208,16 @@ fn bring(app: &mut dyn Application, journaled: &Journaled) -> anyhow::Result<Opt
     }
     app.restore_activate()?;
     Ok(Some((checkpoint, digest)))
+}
+
+/// Whether the machine has run without a break since the last start; what was written then is not lost, whether or not
+/// it had reached the disk.
+fn remember_boot(data: &Path) -> anyhow::Result<bool> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let path = data.join("boot");
+    let before = std::fs::read_to_string(&path).unwrap_or_default();
+    std::fs::write(&path, &boot).with_context(|| format!("writing {}", path.display()))?;
+    Ok(!boot.is_empty() && before == boot)
 }
 
 /// What a service holds is of no use without the session table of the same slot.

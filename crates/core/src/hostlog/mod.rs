@@ -7,6 +7,7 @@
 mod accept;
 mod bounds;
 mod fence;
+mod hello;
 mod jump;
 mod order;
 mod results;
@@ -78,6 +79,8 @@ pub enum Decision {
         /// `h_n`.
         history: Digest,
     },
+    /// The twins have said what they remember of the epoch before (8): the host goes on from there.
+    Opened,
     /// All views below this one are fenced (6).
     Fenced {
         /// The view.
@@ -225,6 +228,11 @@ pub struct HostLog {
     /// Invariant: keys lie in `(accepted, accepted + 2c]`.
     accepts: BTreeMap<Slot, KeyedVotes<Digest>>,
 
+    /// Each twin's latest HELLO, while a new epoch waits for them.
+    opening: Option<Vec<(TwinId, twinbft_types::HelloState)>>,
+    /// Up to this view the host decides nothing as a primary, because a HELLO named it.
+    silent_to: Option<View>,
+
     /// Each twin's latest JUMP.
     jumps: Vec<(TwinId, Slot, Digest)>,
 
@@ -272,6 +280,8 @@ impl HostLog {
             candidates: Vec::new(),
             attempts: BTreeMap::new(),
             accepts: BTreeMap::new(),
+            opening: None,
+            silent_to: None,
             jumps: Vec::new(),
             nacked: NackedKeys::default(),
             haves: BoundedVotes::default(),
@@ -325,6 +335,13 @@ impl HostLog {
             "the broker stamps twins of this host only"
         );
         self.end = self.end.next();
+        if self.is_opening() {
+            // 8: nothing else counts before the host has opened its log again.
+            if let Entry::Hello { state } = entry {
+                self.apply_hello(sender, state, out);
+            }
+            return Ok(());
+        }
         match entry {
             Entry::Propose {
                 view,
@@ -445,7 +462,10 @@ impl HostLog {
     /// The installed view while it is not fenced: the one in which this host orders or accepts.
     #[must_use]
     pub fn live_view(&self) -> Option<View> {
-        (self.fenced_to <= self.installed).then_some(self.installed)
+        let is_live = self.fenced_to <= self.installed
+            && !self.is_opening()
+            && !self.is_silent_in(self.installed);
+        is_live.then_some(self.installed)
     }
 
     /// Whether this host is primary of its installed, unfenced view.

@@ -140,7 +140,7 @@ impl HostLog {
                 "an NV-PROPOSE that does not rest on Q hosts, ascending",
             ));
         }
-        if !self.enters(view) {
+        if !self.enters(view) || self.is_silent_in(view) {
             return Ok(());
         }
         let mut votes = TwinSet::default();

@@ -29,6 +29,8 @@ const HURRY_SLOTS: u64 = 256;
 pub struct Commit {
     /// The last committed slot.
     committed: Slot,
+    /// What HELLOs have restored, and the view that it belongs to.
+    reopened: Option<(View, Slot)>,
     /// When this twin was last up to date, or last asked for ACKs.
     waiting_since_us: Option<u64>,
     /// What this twin does about ACKs of its own host.
@@ -96,6 +98,19 @@ impl Commit {
     /// A checkpoint is of a committed slot (5).
     pub fn stand_at(&mut self, slot: Slot) {
         self.committed = self.committed.max(slot);
+    }
+
+    /// 8: HELLO restores `n_acc`, never a commit: up to this slot, in this view, only ACKs of others show one.
+    pub const fn reopen(&mut self, view: View, slot: Slot) {
+        self.reopened = Some((view, slot));
+    }
+
+    /// What an acceptance in `view` up to `slot` that is not certified by another host is worth.
+    fn counted(&self, view: View, slot: Slot) -> Slot {
+        match self.reopened {
+            Some((of, restored)) if of == view && slot <= restored => Slot(0),
+            Some(_) | None => slot,
+        }
     }
 
     /// The incarnation in which this twin believes a host to be.
@@ -337,10 +352,10 @@ impl Replica {
             .all_hosts()
             .map(|host| {
                 if host == self.config.host() {
-                    own
+                    self.commit.counted(view, own)
                 } else if host == primary {
                     // Its ORDER certificate counts as its own acceptance.
-                    self.backup.tip().max(own)
+                    self.commit.counted(view, self.backup.tip().max(own))
                 } else {
                     self.commit.acknowledged(host, view)
                 }

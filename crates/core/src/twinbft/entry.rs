@@ -12,6 +12,7 @@ use crate::evidence::{Event, EventKind};
 use crate::fault::PeerFault;
 use crate::hostlog::{Decision, Invalid};
 use crate::io::{Effect, Effects};
+use crate::record::Record;
 
 impl Replica {
     pub(super) fn handle_entry(
@@ -114,9 +115,18 @@ impl Replica {
                 history,
             } => self.handle_accepted(view, slot, history, out),
             Decision::Jumped { slot, history: _ } => self.handle_jumped(slot, out),
+            Decision::Opened => self.handle_opened(),
             Decision::Fenced { view: _ } => self.handle_fenced(out),
             Decision::Wished { wish: _ } => self.handle_wished(out),
-            Decision::Installed { installed } => self.handle_installed(&installed, out),
+            Decision::Installed { installed } => {
+                let (view, slot, history) = (installed.view, installed.slot, installed.history);
+                out.push(Effect::Persist(Record::Installed {
+                    view,
+                    slot,
+                    history,
+                }));
+                self.handle_installed(&installed, out);
+            }
             Decision::Beat {
                 view,
                 count,

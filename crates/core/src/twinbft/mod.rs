@@ -16,6 +16,7 @@ mod entry;
 mod execute;
 mod forward;
 mod heartbeat;
+mod hello;
 mod leader;
 mod order;
 mod own;
@@ -36,7 +37,7 @@ use std::sync::Arc;
 
 use twinbft_types::wire::PeerMessage;
 use twinbft_types::{
-    Certificate, Digest, HostId, ReplicaId, Signed, Slot, Statement, TwinId, View,
+    Certificate, Digest, Epoch, HostId, ReplicaId, Signed, Slot, Statement, TwinId, View,
 };
 
 use crate::config::{CoreConfig, Tuning};
@@ -70,6 +71,9 @@ use transfer::Transfer;
 pub use transfer::TransferProgress;
 use views::Views;
 use voting::Voting;
+
+/// The epoch of a log that nobody can have forgotten anything of.
+const FIRST_EPOCH: Epoch = Epoch(1);
 
 /// One twin of one host, without IO: see [`crate::io`] for its doors.
 #[derive(Debug)]
@@ -119,7 +123,12 @@ impl Replica {
         let sessions = SessionTable::new(Self::session_bounds(tuning));
         let host = config.host();
         Self {
-            log: HostLog::genesis(config.shape, host, bounds),
+            // 8: a log of a later epoch begins with what the twins remember.
+            log: if config.epoch > FIRST_EPOCH {
+                HostLog::reopened(config.shape, host, bounds)
+            } else {
+                HostLog::genesis(config.shape, host, bounds)
+            },
             now: Tick::default(),
             slots: SlotLog::default(),
             stable: Slot(0),

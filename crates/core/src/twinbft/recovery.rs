@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use twinbft_types::wire::{CheckpointParts, PeerMessage};
 use twinbft_types::{
-    DecodeError, Digest, Entry, Position, Request, RequestRef, Slot, Statement, View, batch_digest,
-    canonical, history,
+    DecodeError, Digest, Entry, HelloState, Position, Request, RequestRef, Slot, Statement, View,
+    batch_digest, canonical, history,
 };
 
 use super::Replica;
@@ -38,6 +38,8 @@ pub struct Recovered {
     pub log_state: Option<(Position, Bytes)>,
     /// The position after the last entry of the postbox log. Entries up to it are fed first.
     pub log_end: Position,
+    /// Whether this twin's promises are of an earlier epoch of the log, and none of them can have been lost.
+    pub is_new_epoch: bool,
 }
 
 /// Where a start stands.
@@ -48,6 +50,8 @@ pub(super) enum Phase {
     Running,
     /// Reading the postbox log up to this position.
     Replaying { until: Position },
+    /// The log is of a new epoch: waiting until the host's twins have said what they remember.
+    Opening,
     /// Fetching what its host has accepted and it does not hold.
     CatchingUp,
 }
@@ -67,6 +71,12 @@ pub struct Recovery {
     phase: Phase,
     /// Whether the write-ahead log is whole: this twin has taken part with it before.
     remembers: bool,
+    /// Whether its promises are of an earlier epoch.
+    is_new_epoch: bool,
+    /// The HELLO that was posted last.
+    hello: Option<HelloState>,
+    /// The last install in the write-ahead log.
+    installed: Option<(View, Slot, Digest)>,
     /// Slots of the write-ahead log, by number and history: of one number several may have been voted for.
     slots: BTreeMap<(Slot, Digest), KeptSlot>,
     /// Promises of the write-ahead log, oldest first.
@@ -94,8 +104,32 @@ impl Recovery {
         match self.phase {
             Phase::Running => None,
             Phase::Replaying { .. } => Some("replaying"),
+            Phase::Opening if self.remembers => Some("waiting-for-hellos"),
+            Phase::Opening => Some("has-forgotten"),
             Phase::CatchingUp => Some("catching-up"),
         }
+    }
+
+    pub const fn remembers(&self) -> bool {
+        self.remembers
+    }
+
+    /// Promises of the write-ahead log, oldest first.
+    pub fn promises(&self) -> &[Entry] {
+        &self.promises
+    }
+
+    /// The last install in the write-ahead log.
+    pub fn installs(&self) -> impl Iterator<Item = (View, Slot, Digest)> {
+        self.installed.into_iter()
+    }
+
+    pub const fn hello(&self) -> Option<&HelloState> {
+        self.hello.as_ref()
+    }
+
+    pub fn note_hello(&mut self, hello: HelloState) {
+        self.hello = Some(hello);
     }
 
     /// The body of a request in the write-ahead log.
@@ -142,6 +176,11 @@ impl Recovery {
                     recovery.slots.insert((slot, own), kept);
                 }
                 Record::Joined { .. } => recovery.remembers = true,
+                Record::Installed {
+                    view,
+                    slot,
+                    history,
+                } => recovery.installed = Some((view, slot, history)),
                 Record::Stable { .. } => {}
             }
         }
@@ -215,6 +254,7 @@ impl Replica {
             replica.stand_at(&checkpoint, service)?;
         }
         replica.recovery = Recovery::new(recovered.records, recovered.log_end);
+        replica.recovery.is_new_epoch = recovered.is_new_epoch;
         replica.adopt_log();
         Ok(replica)
     }
@@ -408,8 +448,15 @@ impl Replica {
         if let Phase::Replaying { until } = self.recovery.phase
             && self.log.end() >= until
         {
-            self.recovery.phase = Phase::CatchingUp;
-            self.raise_tip();
+            self.recovery.phase = Phase::Opening;
+        }
+        if self.recovery.phase == Phase::Opening {
+            if self.log.is_opening() {
+                self.poll_hello(out);
+            } else {
+                self.recovery.phase = Phase::CatchingUp;
+                self.raise_tip();
+            }
         }
         let lacks = self.first_missing().is_some();
         if self.recovery.phase == Phase::CatchingUp && !lacks {
@@ -423,7 +470,7 @@ impl Replica {
     pub(super) fn recovery_deadline(&self) -> Option<u64> {
         match self.recovery.phase {
             Phase::Replaying { until } if self.log.end() >= until => Some(self.now.mono_us),
-            Phase::Replaying { .. } | Phase::CatchingUp | Phase::Running => None,
+            Phase::Replaying { .. } | Phase::Opening | Phase::CatchingUp | Phase::Running => None,
         }
     }
 
@@ -451,11 +498,17 @@ impl Replica {
         // Appends are FIFO, so the log has every promise before the last one that it shows.
         let shown = recovery.promises.iter().rposition(is_posted);
         let first = shown.map_or(0, |last| last + 1);
-        if !recovery.remembers {
+        if !recovery.remembers || recovery.is_new_epoch {
             // 8: what the host has accepted is in the new write-ahead log; from here on it counts.
             let epoch = self.config.epoch;
             out.push(Effect::Persist(Record::Joined { epoch }));
         }
+        // Those of an earlier epoch are in what the HELLOs said.
+        let first = if recovery.is_new_epoch {
+            recovery.promises.len()
+        } else {
+            first
+        };
         for promise in &recovery.promises[first..] {
             if self.still_counts(promise) {
                 out.post(promise.clone());

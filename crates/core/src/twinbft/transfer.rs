@@ -21,7 +21,7 @@ const PATIENCE_FETCHES: u64 = 10;
 /// It asks again after so long.
 const ASK_EVERY_US: u64 = 500_000;
 /// A chunk that does not come is asked of another twin after so long: a server may have a queue.
-const CHUNK_PATIENCE_US: u64 = 3_000_000;
+const CHUNK_PATIENCE_US: u64 = 1_000_000;
 /// Chunks under way from one server.
 const OF_A_SERVER_MAX: usize = 4;
 /// Chunks under way, those that the service is writing included.

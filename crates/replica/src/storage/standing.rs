@@ -10,6 +10,7 @@ use twinbft_types::{Entry, HostId, Slot, Statement, TwinId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     Joined,
+    Installed,
     Stable,
     Checkpoint,
     Jump,
@@ -46,6 +47,7 @@ impl Standing {
 fn key(record: &Record) -> Option<Key> {
     match record {
         Record::Joined { .. } => Some(Key::Joined),
+        Record::Installed { .. } => Some(Key::Installed),
         Record::Stable { .. } => Some(Key::Stable),
         Record::Slot { .. } => None,
         Record::Promise(entry) => match entry {
@@ -97,7 +99,7 @@ fn key(record: &Record) -> Option<Key> {
 pub(crate) fn slot_of(record: &Record) -> Option<Slot> {
     match record {
         Record::Slot { slot, .. } => Some(*slot),
-        Record::Stable { .. } | Record::Joined { .. } => None,
+        Record::Stable { .. } | Record::Joined { .. } | Record::Installed { .. } => None,
         Record::Promise(entry) => match entry {
             Entry::Propose { slot, .. }
             | Entry::Endorse { slot, .. }

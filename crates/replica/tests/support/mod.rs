@@ -34,6 +34,45 @@ pub enum Brokers {
     Threads,
     /// As processes of this binary.
     Processes(PathBuf),
+    /// As processes of the test's own binary, which has a test `broker_process` that calls [`run_broker`].
+    Myself,
+}
+
+const BROKER_ARGUMENTS: &str = "BROKER_ARGUMENTS";
+
+/// A broker's command line.
+fn arguments(options: &BrokerOptions) -> Vec<String> {
+    let limits = &options.limits;
+    let pairs = [
+        ("--dir", options.dir.display().to_string()),
+        ("--state-dir", options.state_dir.display().to_string()),
+        ("--cluster-id", options.cluster_id.clone()),
+        ("--host", options.host.to_string()),
+        ("--twins", limits.twins.to_string()),
+        ("--log-bytes", limits.log_bytes.to_string()),
+        ("--entry-bytes-max", limits.entry_bytes_max.to_string()),
+        ("--state-bytes-max", limits.state_bytes_max.to_string()),
+        ("--trim-every", limits.trim_every.to_string()),
+        ("--spin-us", options.spin_us.to_string()),
+    ];
+    pairs
+        .into_iter()
+        .flat_map(|(name, value)| [name.to_owned(), value])
+        .collect()
+}
+
+/// Is the broker that [`Brokers::Myself`] asked for.
+pub fn run_broker() {
+    let Ok(arguments) = std::env::var(BROKER_ARGUMENTS) else {
+        return;
+    };
+    let arguments = std::iter::once("postbox-broker").chain(arguments.lines());
+    let options = match postbox_broker::parse(arguments.map(Into::into)) {
+        Ok(postbox_broker::Command::Run(options)) => *options,
+        Ok(_) | Err(_) => panic!("the arguments are those of a broker"),
+    };
+    let ended = postbox_broker::start(options).and_then(|mut broker| broker.run());
+    ended.expect("a broker ends by a signal");
 }
 
 fn secret_file(path: &Path, text: &str) {
@@ -118,7 +157,11 @@ impl Cluster {
 
     /// Starts all brokers.
     pub fn start_brokers(&mut self, how: &Brokers) {
-        for host in 0..self.config.host_count() {
+        self.start_brokers_of(0..=self.config.host_count() - 1, how);
+    }
+
+    fn start_brokers_of(&mut self, hosts: std::ops::RangeInclusive<u8>, how: &Brokers) {
+        for host in hosts {
             let options = self.broker_options(host);
             match how {
                 Brokers::Threads => {
@@ -128,23 +171,18 @@ impl Cluster {
                     });
                 }
                 Brokers::Processes(binary) => {
-                    let limits = &options.limits;
-                    let child = Command::new(binary)
-                        .arg("--dir")
-                        .arg(&options.dir)
-                        .arg("--state-dir")
-                        .arg(&options.state_dir)
-                        .arg("--cluster-id")
-                        .arg(&options.cluster_id)
-                        .args(["--host", &host.to_string()])
-                        .args(["--twins", &limits.twins.to_string()])
-                        .args(["--log-bytes", &limits.log_bytes.to_string()])
-                        .args(["--entry-bytes-max", &limits.entry_bytes_max.to_string()])
-                        .args(["--state-bytes-max", &limits.state_bytes_max.to_string()])
-                        .args(["--trim-every", &limits.trim_every.to_string()])
-                        .args(["--spin-us", &options.spin_us.to_string()])
+                    let child = Command::new(binary).args(arguments(&options)).spawn();
+                    let child = child.expect("the broker's binary");
+                    self.brokers.push(child);
+                }
+                Brokers::Myself => {
+                    let arguments = arguments(&options).join("\n");
+                    let child = Command::new(std::env::current_exe().expect("it runs"))
+                        .args(["broker_process", "--exact", "--ignored", "--nocapture"])
+                        .env(BROKER_ARGUMENTS, arguments)
+                        .stdout(Stdio::null())
                         .spawn()
-                        .expect("the broker's binary");
+                        .expect("this binary");
                     self.brokers.push(child);
                 }
             }
@@ -291,6 +329,32 @@ impl Cluster {
             .expect("it runs")
             .1
             .id()
+    }
+
+    /// Ends a host as a power failure does, but for its disks: SIGKILL to its twins and its broker.
+    pub fn kill_host(&mut self, host: u8) {
+        for id in self.running() {
+            if id.host.0 == host {
+                self.kill(id);
+            }
+        }
+        let broker = &mut self.brokers[usize::from(host)];
+        broker.kill().expect("our own child");
+        broker.wait().expect("our own child");
+    }
+
+    /// Starts the broker of a host again, which has forgotten its log, and the twins.
+    pub fn start_host_again(&mut self, host: u8) {
+        let all = std::mem::take(&mut self.brokers);
+        self.start_brokers_of(host..=host, &Brokers::Myself);
+        let fresh = self.brokers.pop().expect("just started");
+        self.brokers = all;
+        self.brokers[usize::from(host)] = fresh;
+        for id in self.ids() {
+            if id.host.0 == host {
+                self.start_again(id);
+            }
+        }
     }
 
     /// Processes of the brokers, if they are any.

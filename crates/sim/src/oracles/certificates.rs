@@ -176,7 +176,8 @@ impl Observer {
                 history,
                 results,
             }],
-            Decision::Candidate { .. }
+            Decision::Opened
+            | Decision::Candidate { .. }
             | Decision::Nacked { .. }
             | Decision::Void { .. }
             | Decision::NvProposed { .. }
