@@ -45,13 +45,14 @@ const fn code(violations: u64) -> ExitCode {
 pub fn run(seeds: Seeds) -> anyhow::Result<ExitCode> {
     let (total, violations, seconds) = total(seeds)?;
     println!(
-        "{} seeds, {:.0} a second: {} steps, {} messages, {} slots, {} views, {} operations, {} divergences, {} culprits, {} stalled without state transfer, {violations} violations",
+        "{} seeds, {:.0} a second: {} steps, {} messages, {} slots, {} views, {} crashes, {} operations, {} divergences, {} culprits, {} stalled without state transfer, {violations} violations",
         seeds.seeds,
         seeds.seeds as f64 / seconds,
         total.steps,
         total.messages,
         total.slots,
         total.view,
+        total.crashes,
         total.completed,
         total.divergences,
         total.culprits,

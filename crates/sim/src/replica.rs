@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use twinbft_core::{CoreConfig, Effect, Effects, Input, PeerFault, Replica, Tick};
+use twinbft_core::{CoreConfig, Effect, Effects, Input, PeerFault, Record, Replica, Tick};
 use twinbft_types::{Entry, ReplicaId, Slot};
 
 use crate::byzantine::Puppet;
 use crate::service::{Restoring, Service};
+use crate::world::Disk;
 
 /// A post under way: the bytes, and the entry when they are one.
 #[derive(Debug)]
@@ -42,15 +43,25 @@ pub struct Twin {
     pub timer_us: Option<u64>,
     /// When its service is free again: it answers in order.
     pub service_free_us: u64,
-    /// Records of its write-ahead log that were written, and that are durable.
-    pub records: u64,
-    pub synced: u64,
+    pub disk: Disk,
     /// What waits for records to be durable, and for how many.
-    pub held: VecDeque<(u64, Effect)>,
+    pub held: VecDeque<(usize, Effect)>,
+    /// Crashed, and not started again.
+    pub is_down: bool,
+    /// Grows with each crash: what an earlier life asked for is not answered in this one.
+    pub life: u32,
+    /// How often it may crash.
+    pub crashes_left: u32,
 }
 
 impl Twin {
+    /// A twin at genesis.
     pub fn new(config: CoreConfig, puppet: Option<Puppet>, skew_us: i64) -> Self {
+        let mut disk = Disk::default();
+        disk.records.push(Record::Joined {
+            epoch: config.epoch,
+        });
+        disk.synced = 1;
         Self {
             id: config.me,
             core: Replica::new(config),
@@ -65,9 +76,11 @@ impl Twin {
             skew_us,
             timer_us: None,
             service_free_us: 0,
-            records: 0,
-            synced: 0,
+            disk,
             held: VecDeque::new(),
+            is_down: false,
+            life: 0,
+            crashes_left: 3,
         }
     }
 

@@ -26,7 +26,7 @@ pub fn check_footprint(
             _ => usize::MAX,
         };
         // With m > q a twin may fall behind its own host; what it keeps then is bounded by state transfer only.
-        if count > bound && replica.status().state != "behind" {
+        if count > bound && replica.status().state == "running" {
             return Err(violation(9, format!("{count} {what}, bound {bound}")));
         }
     }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use twinbft_core::Tuning;
-use twinbft_types::{ReplicaId, Shape};
+use twinbft_types::{HostId, ReplicaId, Shape};
 
-use super::{CLIENTS, ClientKind, ClientPlan, Fault, HostMask, Scenario, Span};
+use super::{CLIENTS, ClientKind, ClientPlan, CrashPoint, Fault, HostMask, Loss, Scenario, Span};
 use crate::byzantine::Double;
 
 /// `(N, m)`; small clusters more often, because they run more slots in the same time.
@@ -77,6 +77,7 @@ impl Scenario {
         if rng.random_bool(0.5) {
             scenario.draw_doubles(&mut rng);
         }
+        scenario.keep_disks();
         scenario.avoid_known_gaps();
         scenario
     }
@@ -104,7 +105,7 @@ impl Scenario {
     fn draw_fault(&self, rng: &mut ChaCha8Rng) -> Fault {
         let span = self.draw_span(rng);
         let twin = self.draw_twin(rng);
-        match rng.random_range(0..10) {
+        match rng.random_range(0..14) {
             0..=3 => Fault::Cut {
                 span,
                 from: self.draw_mask(rng),
@@ -126,10 +127,48 @@ impl Scenario {
                 twin,
                 by_us: rng.random_range(-600_000..600_000),
             },
+            9..=12 => self.draw_crash(span, twin, rng),
             _ => Fault::BrokerRestart {
                 at_us: span.from_us,
                 host: twin.host.0,
             },
+        }
+    }
+
+    fn draw_crash(&self, span: Span, twin: ReplicaId, rng: &mut ChaCha8Rng) -> Fault {
+        let point = if rng.random_bool(0.6) {
+            CrashPoint::Record(rng.random_range(2..40))
+        } else {
+            CrashPoint::Time(span.from_us)
+        };
+        let losses = [Loss::Nothing, Loss::Unsynced, Loss::Torn, Loss::Disk];
+        Fault::Crash {
+            twin,
+            point,
+            down_us: span.to_us - span.from_us + 1,
+            loss: losses[rng.random_range(0..losses.len())],
+        }
+    }
+
+    /// Until it has caught up, a twin without its disk counts as faulty (8): one a host, and no more than there may be
+    /// with the doubles.
+    fn keep_disks(&mut self) {
+        let most = self.shape.twin_quorum() - 1;
+        let mut lost: BTreeMap<HostId, usize> = BTreeMap::new();
+        for double in self.doubles.keys() {
+            *lost.entry(double.host).or_default() += 1;
+        }
+        for fault in &mut self.faults {
+            if let Fault::Crash { twin, loss, .. } = fault
+                && *loss == Loss::Disk
+            {
+                let count = lost.entry(twin.host).or_default();
+                if *count < most {
+                    *count += 1;
+                } else {
+                    *loss = Loss::Nothing;
+                }
+            }
         }
     }
 

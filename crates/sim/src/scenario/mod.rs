@@ -160,6 +160,17 @@ pub enum Fault {
         /// How far.
         by_us: i64,
     },
+    /// This twin's process dies, and starts again.
+    Crash {
+        /// Whose.
+        twin: ReplicaId,
+        /// When.
+        point: CrashPoint,
+        /// After how long it starts again.
+        down_us: u64,
+        /// What its disk has lost by then.
+        loss: Loss,
+    },
     /// The broker process of this host restarts; the log survives it.
     BrokerRestart {
         /// When.
@@ -167,4 +178,26 @@ pub enum Fault {
         /// Where.
         host: u8,
     },
+}
+
+/// When a twin's process dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrashPoint {
+    /// At this time, in microseconds.
+    Time(u64),
+    /// Right after it has written so many records, before anything that waits for them.
+    Record(usize),
+}
+
+/// What a crash costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The process alone dies.
+    Nothing,
+    /// What was not durable is gone.
+    Unsynced,
+    /// Of what was not durable some is there.
+    Torn,
+    /// The disk is gone; the postbox's log remembers.
+    Disk,
 }

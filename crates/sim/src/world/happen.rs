@@ -7,6 +7,7 @@ use twinbft_core::{Effect, Event, EventKind, Input, LAZY_POST_US, Output, Refusa
 use twinbft_types::wire::{PeerMessage, pb};
 use twinbft_types::{Certificate, Entry, Position, ReplicaId, Slot};
 
+use super::crash::Kept;
 use super::{ClientMessage, Happening, World};
 use crate::byzantine::{Act, Double, Hints};
 use crate::oracles::{Violation, check_event, check_footprint};
@@ -39,7 +40,22 @@ impl World {
                 twin.timer_us = None;
                 self.step(of, Input::Timer)
             }
-            Happening::Synced { of, records } => self.synced(of, records),
+            Happening::Answer { to, input, life } => {
+                let twin = self.twin(to);
+                if twin.life != life {
+                    return Ok(());
+                }
+                if matches!(*input, Input::Checkpointed { .. } | Input::Restored { .. }) {
+                    twin.disk.checkpoint = twin.disk.unsure.take();
+                }
+                self.step(to, *input)
+            }
+            Happening::Synced { of, records, life } => self.synced(of, records, life),
+            Happening::Crash { of, down_us, loss } => {
+                self.crash(of, down_us, loss);
+                Ok(())
+            }
+            Happening::Restart { of } => self.restart(of),
             Happening::Flush { of } => self.post_waiting(of),
             Happening::BrokerRestart { host } => {
                 self.logs[usize::from(host.0)].restart_kept();
@@ -75,12 +91,16 @@ impl World {
             return None;
         }
         let to = match happening {
-            Happening::Input { to, .. } | Happening::Peer { to, .. } => *to,
+            Happening::Input { to, .. }
+            | Happening::Peer { to, .. }
+            | Happening::Answer { to, .. } => *to,
             Happening::Read { by } => *by,
             Happening::Timer { of, .. }
             | Happening::Synced { of, .. }
             | Happening::Flush { of } => *of,
-            Happening::BrokerRestart { .. }
+            Happening::Crash { .. }
+            | Happening::Restart { .. }
+            | Happening::BrokerRestart { .. }
             | Happening::ToClient { .. }
             | Happening::ClientTimer { .. }
             | Happening::Begin { .. }
@@ -111,6 +131,9 @@ impl World {
 
     pub(super) fn step(&mut self, id: ReplicaId, input: Input) -> Result<(), Violation> {
         let (now_us, index) = (self.now_us, self.index(id));
+        if self.twins[index].is_down {
+            return Ok(());
+        }
         let jumped_us = self.clock_jump_us(id);
         let mut effects = std::mem::take(&mut self.effects);
         let twin = &mut self.twins[index];
@@ -124,7 +147,9 @@ impl World {
         }
         for effect in effects.0.drain(..) {
             let Some(puppet) = &mut self.twins[index].puppet else {
-                self.carry_out(id, effect)?;
+                if !self.twins[index].is_down {
+                    self.carry_out(id, effect)?;
+                }
                 continue;
             };
             let wrong_checkpoint = puppet.double == Double::WrongCheckpoint;
@@ -135,6 +160,9 @@ impl World {
             }
         }
         self.effects = effects;
+        if self.twins[index].is_down {
+            return Ok(());
+        }
         if correct {
             check_footprint(
                 &self.twins[index].core,
@@ -158,7 +186,7 @@ impl World {
         jumps.sum()
     }
 
-    fn set_timer(&mut self, index: usize) {
+    pub(super) fn set_timer(&mut self, index: usize) {
         let now_us = self.now_us;
         let twin = &mut self.twins[index];
         let Some(deadline) = twin.core.deadline() else {
@@ -238,7 +266,9 @@ impl World {
     pub(super) fn carry_out(&mut self, id: ReplicaId, effect: Effect) -> Result<(), Violation> {
         self.trace_effect(id, &effect);
         match effect {
-            Effect::Persist(_) => self.write_ahead(id),
+            Effect::Persist(record) => {
+                self.write_ahead(id, record);
+            }
             // What reveals a promise waits for the write-ahead log (3, durability rule).
             Effect::Post { .. }
             | Effect::Send { .. }
@@ -248,8 +278,9 @@ impl World {
             | Effect::RefuseQuery { .. }
             | Effect::Trim { .. } => {
                 let twin = self.twin(id);
-                if twin.records > twin.synced {
-                    twin.held.push_back((twin.records, effect));
+                let records = twin.disk.records.len();
+                if records > twin.disk.synced {
+                    twin.held.push_back((records, effect));
                     return Ok(());
                 }
                 return self.let_out(id, effect);
@@ -279,8 +310,14 @@ impl World {
             Effect::Checkpoint(checkpoint) => {
                 let slot = checkpoint.slot;
                 let twin = self.twin(id);
-                let digest = twin.service.digest();
-                twin.snapshots.insert(slot, twin.service.clone());
+                let service = twin.service.clone();
+                let digest = service.digest();
+                twin.snapshots.insert(slot, service.clone());
+                twin.disk.unsure = Some(Kept {
+                    checkpoint,
+                    digest,
+                    service,
+                });
                 self.answer(id, Input::Checkpointed { slot, digest });
             }
             Effect::KeepSnapshots { slots } => {
@@ -330,7 +367,14 @@ impl World {
                 let twin = self.twin(id);
                 let restoring = twin.restoring.take().expect("it was begun");
                 twin.service = restoring.finish();
-                twin.snapshots.insert(slot, twin.service.clone());
+                let service = twin.service.clone();
+                twin.snapshots.insert(slot, service.clone());
+                let digest = service.digest();
+                twin.disk.unsure = Some(Kept {
+                    checkpoint,
+                    digest,
+                    service,
+                });
                 self.answer(id, Input::Restored { slot });
             }
             Effect::Query { token, operation } => {
@@ -395,7 +439,7 @@ impl World {
                 self.send_to_client(id, client, message);
                 Ok(())
             }
-            Effect::Trim { position, state } => self.trim(id, position, state),
+            Effect::Trim { position, state } => self.trim(id, position, &state),
             // A refused query falls back by its time-out.
             Effect::RefuseQuery { .. }
             | Effect::Persist(_)
@@ -411,26 +455,15 @@ impl World {
         }
     }
 
-    fn write_ahead(&mut self, id: ReplicaId) {
-        let most = self.scenario.sync_us_max;
-        let index = self.index(id);
-        let twin = &mut self.twins[index];
-        twin.records += 1;
-        if most == 0 {
-            twin.synced = twin.records;
-            return;
-        }
-        let records = twin.records;
-        let after = self.rng.random_range(1..=most);
-        self.schedule(after, Happening::Synced { of: id, records });
-    }
-
-    fn synced(&mut self, of: ReplicaId, records: u64) -> Result<(), Violation> {
+    fn synced(&mut self, of: ReplicaId, records: usize, life: u32) -> Result<(), Violation> {
         let twin = self.twin(of);
-        twin.synced = twin.synced.max(records);
+        if twin.life != life {
+            return Ok(());
+        }
+        twin.disk.synced = twin.disk.synced.max(records);
         loop {
             let twin = self.twin(of);
-            let synced = twin.synced;
+            let synced = twin.disk.synced;
             let Some((_, effect)) = twin.held.pop_front_if(|(needs, _)| *needs <= synced) else {
                 return Ok(());
             };
@@ -475,10 +508,13 @@ impl World {
         let now_us = self.now_us;
         let twin = self.twin(id);
         twin.service_free_us = (twin.service_free_us + 1).max(now_us + delay);
-        let at_us = twin.service_free_us;
-        let input = Box::new(input);
-        self.agenda
-            .schedule(at_us, Happening::Input { to: id, input });
+        let (at_us, life) = (twin.service_free_us, twin.life);
+        let answer = Happening::Answer {
+            to: id,
+            input: Box::new(input),
+            life,
+        };
+        self.agenda.schedule(at_us, answer);
     }
 
     /// A twin sends a message to another host; if it carries a certificate, it must be a decision.

@@ -1,5 +1,6 @@
 //! The scheduler: virtual time, a network, postboxes, twins and clients.
 
+mod crash;
 mod happen;
 mod network;
 mod people;
@@ -19,8 +20,8 @@ use twinbft_core::{CoreConfig, Effect, Effects, Input};
 use twinbft_postbox::{Limits, MemoryLog};
 use twinbft_types::wire::{PeerMessage, Reply, pb};
 use twinbft_types::{
-    ClientId, Digest, Epoch, HostId, Incarnation, KeyRing, Mac, Position, ProcessId, QueryAnswer,
-    ReplicaId, Seq, Slot, View,
+    ClientId, Digest, Epoch, HostId, Incarnation, KeyRing, Mac, ProcessId, QueryAnswer, ReplicaId,
+    Seq, Slot, View,
 };
 
 use crate::agenda::Agenda;
@@ -32,11 +33,14 @@ use crate::oracles::{
 };
 use crate::replica::Twin;
 use crate::rogue::Rogue;
-use crate::scenario::{Fault, Scenario};
+use crate::scenario::{CrashPoint, Fault, Loss, Scenario};
 use crate::trace::Tracer;
+pub use crash::Disk;
 
 /// Virtual time after which every request must have ended, counted from the healing.
 const PATIENCE_US: u64 = 60_000_000;
+/// Virtual time after the healing in which everybody catches up that can.
+const SETTLING_US: u64 = 3_000_000;
 /// Steps after which a run is given up as endless.
 const STEPS_MAX: u64 = 1_000_000;
 
@@ -53,6 +57,8 @@ pub struct Report {
     pub slots: u64,
     /// The highest view that a host installed.
     pub view: u64,
+    /// Crashes of correct twins.
+    pub crashes: u64,
     /// Operations that their clients saw completed.
     pub completed: u64,
     /// Divergences that correct twins reported.
@@ -91,7 +97,7 @@ type WrongOutput = (ReplicaId, Slot, bool);
 
 #[derive(Debug)]
 enum Happening {
-    /// A client's request or query, or an answer of the service.
+    /// A client's request or query.
     Input {
         to: ReplicaId,
         input: Box<Input>,
@@ -108,10 +114,25 @@ enum Happening {
         of: ReplicaId,
         at_us: u64,
     },
+    /// The service answers.
+    Answer {
+        to: ReplicaId,
+        input: Box<Input>,
+        life: u32,
+    },
     /// What a twin has written ahead is durable up to this record.
     Synced {
         of: ReplicaId,
-        records: u64,
+        records: usize,
+        life: u32,
+    },
+    Crash {
+        of: ReplicaId,
+        down_us: u64,
+        loss: Loss,
+    },
+    Restart {
+        of: ReplicaId,
     },
     /// A lazy post has waited long enough.
     Flush {
@@ -157,8 +178,6 @@ pub struct World {
     /// By host.
     logs: Vec<MemoryLog>,
     observers: Vec<Observer>,
-    /// By host: trims that would drop what some twin has not read.
-    trims: Vec<Vec<(ReplicaId, Position, Bytes)>>,
     /// By host, then twin: for oracles.
     rings: Vec<KeyRing>,
     clients: Vec<Client>,
@@ -200,7 +219,6 @@ impl World {
             observers: hosts()
                 .map(|host| Observer::new(shape, host, &scenario.tuning))
                 .collect(),
-            trims: hosts().map(|_| Vec::new()).collect(),
             twins,
             rings,
             clients: Vec::new(),
@@ -257,9 +275,23 @@ impl World {
             self.schedule(at, Happening::Rogue { rogue });
         }
         for fault in self.scenario.faults.clone() {
-            if let Fault::BrokerRestart { at_us, host } = fault {
-                let host = HostId(host);
-                self.schedule(at_us, Happening::BrokerRestart { host });
+            match fault {
+                Fault::BrokerRestart { at_us, host } => {
+                    let host = HostId(host);
+                    self.schedule(at_us, Happening::BrokerRestart { host });
+                }
+                Fault::Crash {
+                    twin: of,
+                    point: CrashPoint::Time(at_us),
+                    down_us,
+                    loss,
+                } => self.schedule(at_us, Happening::Crash { of, down_us, loss }),
+                Fault::Crash { .. }
+                | Fault::Cut { .. }
+                | Fault::Burst { .. }
+                | Fault::Pause { .. }
+                | Fault::Slow { .. }
+                | Fault::ClockJump { .. } => {}
             }
         }
     }
@@ -277,8 +309,12 @@ impl World {
             self.now_us = at_us;
             self.report.steps += 1;
             self.happen(happening)?;
+            let healed = at_us > self.scenario.heal_at_us + SETTLING_US;
+            if healed && self.report.steps.is_multiple_of(1024) && self.is_stalled() {
+                break;
+            }
         }
-        if self.live_hosts() >= self.scenario.shape.host_quorum() {
+        if !self.is_stalled() {
             check_progress(self.honest_clients()).map_err(|mut violation| {
                 violation.what += &self.summary();
                 violation
@@ -310,6 +346,10 @@ impl World {
             detection.named += u64::from(is_result && nameable && self.named.contains(wrong));
             detection.diverged += u64::from(self.diverged.contains(wrong));
         }
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.live_hosts() < self.scenario.shape.host_quorum()
     }
 
     /// Hosts with `q` correct twins. The twins of the only host have nobody to fetch slots from: there, one that lacks some
@@ -369,6 +409,10 @@ impl World {
         usize::from(id.host.0) * usize::from(self.scenario.shape.twins()) + usize::from(id.twin.0)
     }
 
+    fn core_config(&self, me: ReplicaId) -> CoreConfig {
+        core_config(&self.scenario, me, &self.rings[self.index(me)])
+    }
+
     fn twin(&mut self, id: ReplicaId) -> &mut Twin {
         let index = self.index(id);
         &mut self.twins[index]
@@ -392,8 +436,8 @@ fn make_log(scenario: &Scenario) -> MemoryLog {
     MemoryLog::new(limits).expect("limits are valid")
 }
 
-fn make_twin(scenario: &Scenario, me: ReplicaId, ring: &KeyRing, rng: &mut ChaCha8Rng) -> Twin {
-    let config = CoreConfig {
+fn core_config(scenario: &Scenario, me: ReplicaId, ring: &KeyRing) -> CoreConfig {
+    CoreConfig {
         shape: scenario.shape,
         me,
         keys: ring.clone(),
@@ -401,7 +445,11 @@ fn make_twin(scenario: &Scenario, me: ReplicaId, ring: &KeyRing, rng: &mut ChaCh
         epoch: Epoch(0),
         config_digest: Digest::ZERO,
         tuning: scenario.tuning.clone(),
-    };
+    }
+}
+
+fn make_twin(scenario: &Scenario, me: ReplicaId, ring: &KeyRing, rng: &mut ChaCha8Rng) -> Twin {
+    let config = core_config(scenario, me, ring);
     let skew_us = rng.random_range(-200_000..200_000);
     let double = scenario.doubles.get(&me);
     let puppet = double.map(|d| Puppet::new(*d, me, scenario.shape, ring.clone(), rng));
@@ -416,6 +464,7 @@ impl Report {
         self.honest += other.honest;
         self.slots += other.slots;
         self.view += other.view;
+        self.crashes += other.crashes;
         self.completed += other.completed;
         self.divergences += other.divergences;
         self.culprits += other.culprits;

@@ -65,6 +65,7 @@ impl World {
             | Fault::Pause { .. }
             | Fault::Slow { .. }
             | Fault::ClockJump { .. }
+            | Fault::Crash { .. }
             | Fault::BrokerRestart { .. } => false,
         });
         let loss = self.scenario.loss;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use rand::RngExt;
 use twinbft_core::Input;
 use twinbft_postbox::{MemoryRead, Outcome, Refusal};
-use twinbft_types::{Entry, HostId, Position, ReplicaId, TwinId, canonical, from_canonical};
+use twinbft_types::{Entry, Position, ReplicaId, TwinId, canonical, from_canonical};
 
 use super::{Happening, World};
 use crate::oracles::Violation;
@@ -60,7 +60,7 @@ impl World {
         Ok(())
     }
 
-    fn schedule_reading(&mut self, by: ReplicaId) {
+    pub(super) fn schedule_reading(&mut self, by: ReplicaId) {
         let delay = self.rng.random_range(1..30) + self.slowness_us(by);
         let at_us = self.now_us + delay;
         let twin = self.twin(by);
@@ -74,6 +74,9 @@ impl World {
         let index = self.index(by);
         let host = usize::from(by.host.0);
         self.twins[index].read_at_us = None;
+        if self.twins[index].is_down {
+            return Ok(());
+        }
         for _ in 0..self.scenario.reads_max {
             let position = self.twins[index].position;
             let input = match self.logs[host].read(position) {
@@ -99,8 +102,11 @@ impl World {
             self.twins[index].position += 1;
             self.note_for_puppet(index, &input);
             self.step(by, input)?;
+            if self.twins[index].is_down {
+                return Ok(());
+            }
         }
-        self.trim_when_read(by.host)?;
+
         if self.twins[index].position < self.logs[host].end() {
             self.schedule_reading(by);
         }
@@ -116,35 +122,14 @@ impl World {
         }
     }
 
-    /// A trim may drop what the slowest twin has not read: here each waits for it, in order, until there is
-    /// resynchronisation from STATE.
     pub(super) fn trim(
         &mut self,
         id: ReplicaId,
         position: Position,
-        state: Bytes,
+        state: &[u8],
     ) -> Result<(), Violation> {
-        let waiting = &mut self.trims[usize::from(id.host.0)];
-        waiting.push((id, position, state));
-        waiting.sort_by_key(|t| t.1);
-        self.trim_when_read(id.host)
-    }
-
-    fn trim_when_read(&mut self, host: HostId) -> Result<(), Violation> {
-        let number = usize::from(host.0);
-        if self.trims[number].is_empty() {
-            return Ok(());
-        }
-        let of_host = self.twins.iter().filter(|t| t.id.host == host);
-        let slowest = of_host.map(|t| t.position).min().unwrap_or(0);
-        let waiting = &mut self.trims[number];
-        let ready = waiting.iter().take_while(|t| t.1.0 <= slowest).count();
-        if ready == 0 {
-            return Ok(());
-        }
-        for (id, position, state) in waiting.drain(..ready) {
-            self.logs[number].trim(id.twin.0, position.0, &state);
-        }
+        let host = id.host;
+        self.logs[usize::from(host.0)].trim(id.twin.0, position.0, state);
         for twin in self.scenario.shape.all_twins() {
             self.post_waiting(ReplicaId { host, twin })?;
         }

@@ -1,0 +1,135 @@
+//! Crashes and restarts (protocol.md 8): a process dies between two records of its write-ahead log or at any time, and
+//! begins again with what its disk kept.
+
+use rand::RngExt;
+use twinbft_core::{Checkpoint, Record, Recovered, Replica};
+use twinbft_types::{Digest, Position, ReplicaId};
+
+use super::{Happening, World};
+use crate::oracles::Violation;
+use crate::scenario::{CrashPoint, Fault, Loss};
+use crate::service::Service;
+
+/// What a twin has on its disk.
+#[derive(Clone, Debug, Default)]
+pub struct Disk {
+    /// The write-ahead log: the first `synced` records survive everything but the disk's loss.
+    pub records: Vec<Record>,
+    pub synced: usize,
+    /// The last checkpoint of the service that is surely there, and one that may be.
+    pub checkpoint: Option<Kept>,
+    pub unsure: Option<Kept>,
+}
+
+/// A checkpoint with all that a start from it needs.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    pub checkpoint: Checkpoint,
+    pub digest: Digest,
+    pub service: Service,
+}
+
+impl World {
+    /// Writes a record ahead. Answers whether the twin is still there.
+    pub(super) fn write_ahead(&mut self, id: ReplicaId, record: Record) -> bool {
+        let most = self.scenario.sync_us_max;
+        let index = self.index(id);
+        let twin = &mut self.twins[index];
+        twin.disk.records.push(record);
+        let records = twin.disk.records.len();
+        if most == 0 {
+            twin.disk.synced = records;
+        } else {
+            let after = self.rng.random_range(1..=most);
+            let life = self.twins[index].life;
+            self.schedule(
+                after,
+                Happening::Synced {
+                    of: id,
+                    records,
+                    life,
+                },
+            );
+        }
+        let due = self.scenario.faults.iter().find_map(|fault| match fault {
+            Fault::Crash {
+                twin,
+                point: CrashPoint::Record(number),
+                down_us,
+                loss,
+            } if *twin == id && *number == records => Some((*down_us, *loss)),
+            _ => None,
+        });
+        match due {
+            Some((down_us, loss)) if self.twins[index].crashes_left > 0 => {
+                self.crash(id, down_us, loss);
+                false
+            }
+            Some(_) | None => true,
+        }
+    }
+
+    pub(super) fn crash(&mut self, id: ReplicaId, down_us: u64, loss: Loss) {
+        let now_us = self.now_us;
+        self.tracer.line(|| format!("{now_us} {id} crashes"));
+        let index = self.index(id);
+        let kept_unsure = self.rng.random_bool(0.5);
+        let twin = &mut self.twins[index];
+        if twin.is_down || !twin.is_correct() {
+            return;
+        }
+        twin.is_down = true;
+        twin.life += 1;
+        twin.crashes_left = twin.crashes_left.saturating_sub(1);
+        twin.posts.clear();
+        twin.held.clear();
+        twin.timer_us = None;
+        twin.read_at_us = None;
+        let disk = &mut twin.disk;
+        let unsure = disk.unsure.take();
+        match loss {
+            Loss::Nothing => {}
+            Loss::Unsynced => disk.records.truncate(disk.synced),
+            Loss::Torn => {
+                let left = self.rng.random_range(disk.synced..=disk.records.len());
+                disk.records.truncate(left);
+            }
+            Loss::Disk => *disk = Disk::default(),
+        }
+        if kept_unsure && loss != Loss::Disk && unsure.is_some() {
+            disk.checkpoint = unsure;
+        }
+        disk.synced = disk.records.len();
+        self.report.crashes += 1;
+        self.schedule(down_us, Happening::Restart { of: id });
+    }
+
+    pub(super) fn restart(&mut self, of: ReplicaId) -> Result<(), Violation> {
+        let index = self.index(of);
+        let log = &self.logs[usize::from(of.host.0)];
+        let config = self.core_config(of);
+        let twin = &mut self.twins[index];
+        let state = log.agreed_state();
+        let kept = twin.disk.checkpoint.clone();
+        twin.service = kept.as_ref().map(|k| k.service.clone()).unwrap_or_default();
+        twin.snapshots = kept
+            .iter()
+            .map(|k| (k.checkpoint.slot, k.service.clone()))
+            .collect();
+        twin.restoring = None;
+        twin.position = state.map_or(0, |state| state.position);
+        twin.append_number = log.ledger().next_number(of.twin.0);
+        twin.service_free_us = self.now_us;
+        twin.is_down = false;
+        let recovered = Recovered {
+            records: twin.disk.records.clone(),
+            checkpoint: kept.map(|k| (k.checkpoint, k.digest)),
+            log_state: state.map(|s| (Position(s.position), s.bytes.clone().into())),
+            log_end: Position(log.end()),
+        };
+        twin.core = Replica::recover(config, recovered).expect("what was written decodes");
+        self.set_timer(index);
+        self.schedule_reading(of);
+        Ok(())
+    }
+}
