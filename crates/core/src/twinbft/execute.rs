@@ -96,6 +96,8 @@ impl Replica {
             self.leader_executed(reference.client);
         }
         self.execution.begun = slot;
+        // What is executed is held, however it came.
+        self.backup.raise_tip(slot);
         self.execution
             .outstanding
             .push_back(Outstanding { slot, plan });
