@@ -126,6 +126,7 @@ impl World {
             checkpoint: kept.map(|k| (k.checkpoint, k.digest)),
             log_state: state.map(|s| (Position(s.position), s.bytes.clone().into())),
             log_end: Position(log.end()),
+            is_new_epoch: false,
         };
         twin.core = Replica::recover(config, recovered).expect("what was written decodes");
         self.set_timer(index);
