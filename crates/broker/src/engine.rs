@@ -23,6 +23,7 @@ use crate::greeting::{Peer, Pending, Progress, judge};
 use crate::journal::Journal;
 use crate::json::Object;
 use crate::options::BrokerOptions;
+use crate::record::{RecordOptions, Recording};
 use crate::status::{CONNECTIONS_MAX, StatusConnection};
 use crate::supervisor::Supervisor;
 use crate::twin::{CloseReason, Turn, Twin};
@@ -52,6 +53,7 @@ enum Token {
     Stream(u8),
     Pending(u8),
     Status(u8),
+    Recorder,
 }
 
 impl Token {
@@ -64,6 +66,7 @@ impl Token {
             Self::Stream(twin) => (4, twin),
             Self::Pending(slot) => (5, slot),
             Self::Status(slot) => (6, slot),
+            Self::Recorder => (7, 0),
         };
         kind << 8 | u64::from(index)
     }
@@ -78,6 +81,7 @@ impl Token {
             4 => Self::Stream(index),
             5 => Self::Pending(index),
             6 => Self::Status(index),
+            7 => Self::Recorder,
             kind => unreachable!("we never register kind {kind}"),
         }
     }
@@ -95,6 +99,7 @@ pub struct Broker {
     signals: SignalFd,
     supervisor: Supervisor,
     journal: Journal,
+    recording: Option<Recording>,
     started: Instant,
     stopping: bool,
     /// Turns of the loop for which spinning is not tried, and how many it will be next time.
@@ -125,6 +130,10 @@ impl Broker {
         for (twin, (listener, _)) in (0..).zip(&sockets.twins) {
             epoll.add(listener, input(Token::TwinListener(twin)))?;
         }
+        let recording = start_recording(&options, &log)?;
+        if let Some(recording) = &recording {
+            epoll.add(&recording.bell, input(Token::Recorder))?;
+        }
         Ok(Self {
             twins: (0..options.limits.twins).map(Twin::new).collect(),
             options,
@@ -136,6 +145,7 @@ impl Broker {
             signals,
             supervisor,
             journal,
+            recording,
             started: Instant::now(),
             stopping: false,
             spin_pause: (0, 1),
@@ -295,6 +305,7 @@ impl Broker {
             Token::Stream(twin) => self.handle_stream(usize::from(twin)),
             Token::Pending(slot) => self.advance_pending(usize::from(slot)),
             Token::StatusListener => self.accept_status(),
+            Token::Recorder => self.hear_recorder(),
             Token::Status(slot) => {
                 let slot = &mut self.status[usize::from(slot)];
                 if slot.as_mut().is_some_and(StatusConnection::advance) {
@@ -500,6 +511,18 @@ impl Broker {
         }
     }
 
+    fn hear_recorder(&mut self) {
+        let Some(recording) = &self.recording else {
+            return;
+        };
+        let bell = std::os::fd::AsRawFd::as_raw_fd(&recording.bell);
+        // More than its events ever ring; what is left rings again.
+        let _rung = recv(bell, &mut [0; 64], MsgFlags::MSG_DONTWAIT);
+        for text in recording.report.take_events() {
+            self.journal.event("record", text);
+        }
+    }
+
     fn document(&self) -> String {
         let (info, ledger) = (self.log.writer.info(), self.log.writer.ledger());
         let limits = &info.limits;
@@ -521,6 +544,7 @@ impl Broker {
             .raw("entry_bytes_max", limits.entry_bytes_max)
             .raw("state_bytes_max", limits.state_bytes_max)
             .raw("trim_every", limits.trim_every)
+            .optional("record", self.recording.as_ref().map(|r| r.report.json()))
             .array("twins", self.twins.iter().map(|twin| twin.json(ledger)))
             .array("events", self.journal.recent())
             .end();
@@ -550,5 +574,23 @@ impl Broker {
         for index in 0..self.twins.len() {
             self.drain_and_close(index, CloseReason::Stopping);
         }
+        if let Some(recording) = &mut self.recording {
+            recording.finish();
+        }
+        self.hear_recorder();
     }
+}
+
+/// Records the log where that is asked for.
+fn start_recording(options: &BrokerOptions, log: &LocalLog) -> anyhow::Result<Option<Recording>> {
+    let Some(dir) = &options.record_dir else {
+        return Ok(None);
+    };
+    let record = RecordOptions {
+        dir: dir.clone(),
+        bytes_max: options.record_bytes_max,
+        cluster_id: options.cluster_id.clone(),
+        host: options.host,
+    };
+    Recording::start(record, log.fd()).map(Some)
 }

@@ -1,8 +1,9 @@
 //! The daemon in dom0 that owns a host's postbox: takes what the twins append, stamps it, puts it
 //! into one order in one log, and wakes the twins (protocol.md, section 2).
 //!
-//! It is the trusted base, so it stays small: one thread, an epoll loop, no async runtime, no
-//! network socket, no TLS, no interpretation of what the entries mean, and never a wait for a twin.
+//! It is the trusted base, so it stays small: one thread (and one that records the log to disk where
+//! that is asked for), an epoll loop, no async runtime, no network socket, no TLS, no interpretation of
+//! what the entries mean, and never a wait for a twin.
 
 #![forbid(unsafe_code)]
 
@@ -12,6 +13,7 @@ mod greeting;
 mod journal;
 mod json;
 mod options;
+mod record;
 mod startup;
 mod status;
 mod supervisor;

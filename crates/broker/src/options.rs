@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use lexopt::prelude::*;
-use twinbft_config::{ClusterConfig, Layout, TRIM_MULTIPLE};
+use twinbft_config::{ClusterConfig, Layout, TRIM_MULTIPLE, record_bytes_needed};
 use twinbft_postbox::Limits;
 use twinbft_postbox::vchan::{ORDER_MAX, ORDER_MIN};
 
@@ -28,6 +28,8 @@ usage: postbox-broker --config FILE --host N [options]
   --ring-order N        a twin's append ring has 2^N bytes, 12 to 20 (default 18)
   --spin-us N           spin this long before sleeping (default 0: never)
   --uid T=UID           the user that twin T runs under (default: the broker's own); may be repeated
+  --record-dir DIR      record the log there, for `twinbft audit` (default: do not)
+  --record-bytes-max N  most bytes of the record; the oldest go first (default 512 MiB)
   --log-format FORMAT   text or json, on standard error (default text)
   --help, --version";
 
@@ -50,6 +52,10 @@ pub struct BrokerOptions {
     pub spin_us: u32,
     /// `(twin, uid)`: the user that a twin runs under, where it is not the broker's own.
     pub uids: Vec<(u8, u32)>,
+    /// Where the log is recorded; `None`: it is not.
+    pub record_dir: Option<PathBuf>,
+    /// Most bytes of the record.
+    pub record_bytes_max: u64,
     /// On standard error.
     pub log_format: LogFormat,
 }
@@ -67,6 +73,8 @@ impl BrokerOptions {
             ring_order: 18,
             spin_us: 0,
             uids: Vec::new(),
+            record_dir: None,
+            record_bytes_max: 512 << 20,
             log_format: LogFormat::Text,
         }
     }
@@ -84,7 +92,8 @@ impl BrokerOptions {
                 cluster.host_count() - 1
             )
         })?;
-        let directory = Layout::of_file(file).host_run(host);
+        let layout = Layout::of_file(file);
+        let directory = layout.host_run(host);
         let twins = cluster.twin_count();
         let id = cluster.cluster.id.clone();
         let mut options = Self::new(directory.clone(), directory, id, u32::from(host), twins);
@@ -93,6 +102,8 @@ impl BrokerOptions {
         options.limits.state_bytes_max = cluster.postbox.state_bytes_max;
         options.limits.trim_every = TRIM_MULTIPLE;
         options.spin_us = u32::try_from(cluster.postbox.spin_us).unwrap_or(u32::MAX);
+        options.record_dir = layout.host_record(&cluster.postbox, host);
+        options.record_bytes_max = cluster.postbox.record_bytes_max;
         let uids = of_host.twins.iter();
         options.uids = uids.filter_map(|t| Some((t.id, t.uid?))).collect();
         Ok(options)
@@ -108,6 +119,14 @@ impl BrokerOptions {
             return Err(format!(
                 "ring_order = {}: it must be {ORDER_MIN} to {ORDER_MAX}",
                 self.ring_order
+            ));
+        }
+        let state_bytes_max = u64::from(self.limits.state_bytes_max);
+        let needed = record_bytes_needed(self.limits.log_bytes, state_bytes_max);
+        if self.record_dir.is_some() && self.record_bytes_max < needed {
+            return Err(format!(
+                "record_bytes_max = {}: with this log it must be at least {needed}",
+                self.record_bytes_max
             ));
         }
         match self
@@ -200,6 +219,8 @@ fn set_flag(options: &mut BrokerOptions, name: &str, value: OsString) -> Result<
         "ring-order" => options.ring_order = value.parse()?,
         "spin-us" => options.spin_us = value.parse()?,
         "uid" => options.uids.push(value.parse_with(parse_uid)?),
+        "record-dir" => options.record_dir = Some(PathBuf::from(value)),
+        "record-bytes-max" => options.record_bytes_max = value.parse()?,
         "log-format" => options.log_format = value.parse_with(parse_format)?,
         other => return Err(format!("unknown flag --{other}").into()),
     }
@@ -270,6 +291,10 @@ mod tests {
                 "/nowhere/cluster.toml",
             ),
             (&["--log-bytes", "4096"], "log_bytes = 4096"),
+            (
+                &["--record-dir", "/r", "--record-bytes-max", "1000000"],
+                "record_bytes_max = 1000000",
+            ),
         ] {
             let error = run(&[&required[..], flags].concat()).expect_err("a mistake");
             assert!(error.contains(word), "{error}");

@@ -130,6 +130,13 @@ impl Layout {
         self.host_run(host).join(format!("twin-{twin}.sock"))
     }
 
+    /// `record/h0/`: the record of a host's postbox log, where `[postbox]` asks for one.
+    #[must_use]
+    pub fn host_record(&self, postbox: &crate::Postbox, host: u8) -> Option<PathBuf> {
+        let dir = postbox.record_dir.as_ref()?;
+        Some(self.directory.join(dir).join(format!("h{host}")))
+    }
+
     /// `data/h0t0/`: a replica's write-ahead log and snapshots.
     #[must_use]
     pub fn twin_data(&self, host: u8, twin: u8) -> PathBuf {

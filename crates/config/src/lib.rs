@@ -35,4 +35,4 @@ pub use model::{
     Postbox, Protocol, Service, Storage, TRIM_BYTES, TRIM_MULTIPLE, Tls, Twin,
 };
 pub use parse::{HOSTS_MAX, SERVICES, TWINS_MAX, TWINS_MIN};
-pub use rules::state_bytes_needed;
+pub use rules::{record_bytes_needed, state_bytes_needed};

@@ -132,6 +132,13 @@ fn unknown_keys() {
     );
     one("ca = ", "cax = ", "tls.cax", "unknown", "\"ca\"");
     one(
+        "spin_us = 0",
+        "spin_us = 0\n§record_dir = \"\"",
+        "postbox.record_dir",
+        "not the name of a directory",
+        "leave it out",
+    );
+    one(
         "key_epoch = 0",
         "key_epoch = 0\n§epoch = 1",
         "cluster.epoch",

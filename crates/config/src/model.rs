@@ -249,6 +249,10 @@ pub struct Postbox {
     pub state_bytes_max: u32,
     /// How long a reader looks at the log before it sleeps, in microseconds.
     pub spin_us: u64,
+    /// Where brokers record their logs, each in a directory of its own; absent: they do not. Relative to the file.
+    pub record_dir: Option<PathBuf>,
+    /// Most bytes of one host's record; the oldest go first.
+    pub record_bytes_max: u64,
 }
 
 impl Default for Postbox {
@@ -258,6 +262,8 @@ impl Default for Postbox {
             entry_bytes_max: 2 << 20,
             state_bytes_max: 1 << 20,
             spin_us: 0,
+            record_dir: None,
+            record_bytes_max: 256 << 20,
         }
     }
 }

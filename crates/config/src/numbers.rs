@@ -83,6 +83,7 @@ pub(crate) const POSTBOX: &[Number<Postbox>] = numbers! { false Postbox:
     entry_bytes_max, KIB, 256 * MIB, "Largest entry.";
     state_bytes_max, 4 * KIB, 256 * MIB, "Largest summary that is kept when the log is trimmed.";
     spin_us, 0, 1_000_000, "How long a reader looks at the log before it sleeps, in microseconds. Costs a core; 0 on shared cores.";
+    record_bytes_max, MIB, 1024 * GIB, "Most bytes of one host's record; the oldest go first.";
 };
 
 pub(crate) const KV: &[Number<KvOptions>] = numbers! { true KvOptions:

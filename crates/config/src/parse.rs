@@ -11,7 +11,7 @@ use crate::model::{
     Protocol, Service, Storage, Tls,
 };
 use crate::numbers::{self, Number};
-use crate::reader::{Reader, Section};
+use crate::reader::{At, Reader, Section};
 use crate::rules;
 use crate::unique::Unique;
 
@@ -253,8 +253,12 @@ fn read_service(reader: &mut Reader<'_>, top: &Section<'_, '_>) -> Service {
 fn read_postbox(reader: &mut Reader<'_>, top: &Section<'_, '_>) -> Postbox {
     let mut postbox = Postbox::default();
     if let Some(section) = reader.table(top, "postbox") {
-        reader.only(&section, &names(numbers::POSTBOX));
+        reader.only(&section, &names(numbers::POSTBOX).chain(["record_dir"]));
         reader.numbers(&section, numbers::POSTBOX, &mut postbox);
+        if let Some(dir) = reader.string(&section, "record_dir") {
+            let remedy = "name a directory, like record_dir = \"record\", or leave it out";
+            postbox.record_dir = file_path(reader, dir, "not the name of a directory", remedy);
+        }
     }
     postbox
 }
@@ -264,18 +268,30 @@ fn read_tls(reader: &mut Reader<'_>, top: &Section<'_, '_>) -> Tls {
     if let Some(section) = reader.table(top, "tls") {
         reader.only(&section, &["ca"].into_iter());
         if let Some(ca) = reader.string(&section, "ca") {
-            let path = PathBuf::from(&ca.value);
-            let names_a_file = path
-                .components()
-                .any(|part| matches!(part, Component::Normal(_)));
-            if !names_a_file || ca.value.contains('\0') {
-                let remedy = "name the authority's certificate, like ca = \"tls/ca.pem\"";
-                reader.mistake(&ca.span, ca.path, "not the name of a file", remedy);
+            let remedy = "name the authority's certificate, like ca = \"tls/ca.pem\"";
+            if let Some(path) = file_path(reader, ca, "not the name of a file", remedy) {
+                tls.ca = path;
             }
-            tls.ca = path;
         }
     }
     tls
+}
+
+/// The path that `text` names; a mistake when it names nothing.
+fn file_path(
+    reader: &mut Reader<'_>,
+    text: At<String>,
+    problem: &str,
+    remedy: &str,
+) -> Option<PathBuf> {
+    let path = PathBuf::from(&text.value);
+    let mut parts = path.components();
+    let is_named = parts.any(|part| matches!(part, Component::Normal(_)));
+    if !is_named || text.value.contains('\0') {
+        reader.mistake(&text.span, text.path, problem, remedy);
+        return None;
+    }
+    Some(path)
 }
 
 /// The choice that the string `key` names; absent means the default.

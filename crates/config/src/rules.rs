@@ -40,6 +40,13 @@ pub fn state_bytes_needed(config: &ClusterConfig) -> u64 {
         + (2 * protocol.checkpoint_slots).saturating_mul(accept)
 }
 
+/// The least that a record of a host's log may be bounded to, so that one whole log always fits beside its predecessor
+/// (a recorded entry takes up to twice its place in the log).
+#[must_use]
+pub const fn record_bytes_needed(log_bytes: u64, state_bytes_max: u64) -> u64 {
+    log_bytes.saturating_add(state_bytes_max).saturating_mul(4)
+}
+
 /// Where a number stands, or where it would.
 fn place(top: &Section<'_, '_>, section: &str, key: &str) -> (Range<usize>, bool) {
     let Some(found) = top.table.get(section) else {
@@ -114,6 +121,13 @@ impl Rules<'_, '_, '_, '_> {
                         batch_requests_max, checkpoint_slots)";
             let remedy = format!("make it at least {needed}, or the others smaller");
             self.broken("postbox", "state_bytes_max", state_max, what, remedy);
+        }
+        let record_max = config.postbox.record_bytes_max;
+        let needed = record_bytes_needed(config.postbox.log_bytes, state_max);
+        if config.postbox.record_dir.is_some() && record_max < needed {
+            let what = "too small to record a whole log";
+            let remedy = format!("make it at least {needed}, or postbox.log_bytes smaller");
+            self.broken("postbox", "record_bytes_max", record_max, what, remedy);
         }
         self.log(
             config,

@@ -117,6 +117,19 @@ fn a_batch_must_fit_an_entry() {
 }
 
 #[test]
+fn a_record_must_hold_a_whole_log() {
+    let mut config = ClusterConfig::example(3, 2, 1, 7100);
+    config.postbox.record_bytes_max = 64 << 20;
+    assert!(ClusterConfig::parse(&config.to_toml()).is_ok(), "it is off");
+    config.postbox.record_dir = Some("record".into());
+    let mistakes = ClusterConfig::parse(&config.to_toml()).unwrap_err();
+    assert_eq!(mistakes.len(), 1, "{mistakes:#?}");
+    assert_eq!(mistakes[0].path, "postbox.record_bytes_max");
+    let needed = crate::record_bytes_needed(32 << 20, 1 << 20).to_string();
+    assert!(mistakes[0].remedy.contains(&needed), "{mistakes:#?}");
+}
+
+#[test]
 fn a_trim_must_carry_the_state() {
     joint(
         "state_bytes_max = 1_048_576",

@@ -90,7 +90,7 @@ fn every_number_of_the_file_is_read_from_its_own_key() {
     }
     assert_eq!(
         seen,
-        1 + 15 + 2 + 5 + 4,
+        1 + 15 + 2 + 5 + 5,
         "key_epoch, protocol, storage, kv, postbox"
     );
 }
@@ -105,6 +105,7 @@ fn order_comments_names_and_places_do_not_change_what_is_agreed() {
     same.hosts[1].cpu = vec![3];
     same.storage.durability = Durability::Memory;
     same.postbox.spin_us = 50;
+    same.postbox.record_dir = Some("record".into());
     same.service.kv.cache_bytes *= 2;
     same.clients.clear();
     assert_eq!(same.agreed_bytes(), agreed);
@@ -121,6 +122,24 @@ fn order_comments_names_and_places_do_not_change_what_is_agreed() {
     for other in others {
         assert_ne!(other.agreed_bytes(), agreed);
     }
+}
+
+#[test]
+fn a_record_directory_is_relative_to_the_file_and_off_by_default() {
+    let mut config = ClusterConfig::example(1, 2, 1, 7100);
+    let layout = Layout::new("/etc/c");
+    assert_eq!(layout.host_record(&config.postbox, 0), None);
+    config.postbox.record_dir = Some("record".into());
+    let again = ClusterConfig::parse(&config.to_toml()).expect("it is valid");
+    assert_eq!(again, config);
+    let dir = layout.host_record(&again.postbox, 1);
+    assert_eq!(
+        dir.as_deref(),
+        Some(std::path::Path::new("/etc/c/record/h1"))
+    );
+    config.postbox.record_dir = Some("/var/record".into());
+    let dir = layout.host_record(&config.postbox, 0);
+    assert_eq!(dir.as_deref(), Some(std::path::Path::new("/var/record/h0")));
 }
 
 #[test]

@@ -47,6 +47,15 @@ impl ClusterConfig {
             "The trusted log of each host, which its broker keeps.",
         );
         file.numbers(numbers::POSTBOX, &self.postbox);
+        match &self.postbox.record_dir {
+            Some(dir) => {
+                file.comment("Brokers record their logs here, for `twinbft audit`.");
+                file.value("record_dir", &quoted(&dir.to_string_lossy()));
+            }
+            None => file.comment(
+                "record_dir = \"record\"   # brokers record their logs there, for `twinbft audit`",
+            ),
+        }
 
         file.section(
             "tls",
