@@ -54,14 +54,18 @@ pub struct Usage {
     pub cpu_seconds: f64,
     /// The largest resident memory that any of them ever had, in bytes.
     pub peak_bytes: u64,
+    /// The resident memory of the largest of them at the start, in the middle and at the end of the measurement, in
+    /// bytes. The postbox's log counts where it is mapped.
+    pub resident_bytes: [u64; 3],
 }
 
-/// Processor time of a process so far, in seconds, and its peak memory. `None` when it is gone.
-fn sample(pid: i32) -> Option<(f64, u64)> {
+/// Processor time of a process so far, in seconds, its peak memory, and its memory now. `None` when it is gone.
+fn sample(pid: i32) -> Option<(f64, u64, u64)> {
     let directory = Path::new("/proc").join(pid.to_string());
     let stat = std::fs::read_to_string(directory.join("stat")).ok()?;
     let status = std::fs::read_to_string(directory.join("status")).ok()?;
-    Some((cpu_seconds(&stat)?, kibibytes(&status, "VmHWM:") * 1024))
+    let bytes = |name| kibibytes(&status, name) * 1024;
+    Some((cpu_seconds(&stat)?, bytes("VmHWM:"), bytes("VmRSS:")))
 }
 
 /// Fields 14 and 15 of `/proc/PID/stat`. The second field is the program's name, which may hold anything.
@@ -88,8 +92,17 @@ fn read(path: &str) -> String {
 /// Watches processes from one moment to another.
 #[derive(Debug)]
 pub struct Meter {
-    /// Role, process, processor seconds at the beginning.
-    watched: Vec<(String, i32, f64)>,
+    watched: Vec<Watched>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    role: String,
+    pid: i32,
+    /// Processor seconds at the beginning.
+    cpu_seconds: f64,
+    /// Memory at the beginning, and in the middle once that is over.
+    resident_bytes: (u64, Option<u64>),
 }
 
 impl Meter {
@@ -98,23 +111,45 @@ impl Meter {
     pub fn start(processes: &[(String, i32)]) -> Self {
         let watched = processes
             .iter()
-            .filter_map(|(role, pid)| Some((role.clone(), *pid, sample(*pid)?.0)))
+            .filter_map(|(role, pid)| {
+                let (cpu_seconds, _, resident) = sample(*pid)?;
+                Some(Watched {
+                    role: role.clone(),
+                    pid: *pid,
+                    cpu_seconds,
+                    resident_bytes: (resident, None),
+                })
+            })
             .collect();
         Self { watched }
+    }
+
+    /// Half of the time is over. Only the first call counts.
+    pub fn note_middle(&mut self) {
+        for watched in &mut self.watched {
+            if watched.resident_bytes.1.is_none() {
+                watched.resident_bytes.1 = sample(watched.pid).map(|(.., resident)| resident);
+            }
+        }
     }
 
     /// Until now, by role. A process that ended meanwhile is left out.
     #[must_use]
     pub fn read(&self) -> BTreeMap<String, Usage> {
         let mut roles: BTreeMap<String, Usage> = BTreeMap::new();
-        for (role, pid, before) in &self.watched {
-            let Some((cpu_seconds, peak_bytes)) = sample(*pid) else {
+        for watched in &self.watched {
+            let Some((cpu_seconds, peak_bytes, resident)) = sample(watched.pid) else {
                 continue;
             };
-            let usage = roles.entry(role.clone()).or_default();
+            let usage = roles.entry(watched.role.clone()).or_default();
             usage.processes += 1;
-            usage.cpu_seconds += cpu_seconds - before;
+            usage.cpu_seconds += cpu_seconds - watched.cpu_seconds;
             usage.peak_bytes = usage.peak_bytes.max(peak_bytes);
+            let (start, middle) = watched.resident_bytes;
+            let moments = [start, middle.unwrap_or(resident), resident];
+            for (largest, bytes) in usage.resident_bytes.iter_mut().zip(moments) {
+                *largest = (*largest).max(bytes);
+            }
         }
         roles
     }
@@ -141,9 +176,11 @@ mod tests {
     #[test]
     fn this_process_can_be_watched() {
         let me = i32::try_from(std::process::id()).unwrap();
-        let meter = Meter::start(&[("me".to_owned(), me), ("gone".to_owned(), -1)]);
+        let mut meter = Meter::start(&[("me".to_owned(), me), ("gone".to_owned(), -1)]);
+        meter.note_middle();
         let usage = meter.read();
         assert_eq!(usage["me"].processes, 1);
         assert!(usage["me"].peak_bytes > 0 && usage.len() == 1);
+        assert!(usage["me"].resident_bytes.iter().all(|bytes| *bytes > 0));
     }
 }

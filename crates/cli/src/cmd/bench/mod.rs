@@ -425,6 +425,9 @@ impl Watch for Onlooker {
     }
 
     fn progress(&mut self, share: f64) {
+        if share >= 0.5 {
+            self.meter.note_middle();
+        }
         #[allow(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,

@@ -181,6 +181,10 @@ impl Report {
     }
 }
 
+fn mebibytes(bytes: u64) -> f64 {
+    milliseconds(bytes) * 1e6 / f64::from(1 << 20)
+}
+
 fn milliseconds(ns: u64) -> f64 {
     #[allow(clippy::cast_precision_loss, reason = "for people")]
     let ns = ns as f64;
@@ -219,11 +223,15 @@ fn run_text(run: &RunReport, line: &mut impl FnMut(String)) {
     }
     for (role, usage) in &run.usage {
         line(format!(
-            "  {role:<16} {} processes, {:.2} CPU s ({:.1} us an operation), peak {:.1} MiB each",
+            "  {role:<16} {} processes, {:.2} CPU s ({:.1} us an operation), peak {:.1} MiB each; start, middle, end: {}",
             usage.processes,
             usage.cpu_seconds,
             usage.cpu_seconds * 1e6 * share(1, measured.answered),
-            milliseconds(usage.peak_bytes) * 1e6 / f64::from(1 << 20),
+            mebibytes(usage.peak_bytes),
+            usage
+                .resident_bytes
+                .map(|bytes| format!("{:.1}", mebibytes(bytes)))
+                .join(", "),
         ));
     }
     for (name, value) in &run.setting {
