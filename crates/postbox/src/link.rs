@@ -1,5 +1,6 @@
 //! What a channel's reader and appender share on the twin's side, so that one wait covers both.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,6 +18,10 @@ pub(crate) trait Bell: Send + Sync {
 pub(crate) trait Sleeper: Send {
     /// Spurious returns are allowed; the caller looks again.
     fn sleep(&self, timeout: Option<Duration>) -> Slept;
+
+    /// What somebody with an event loop of its own watches instead, for edges: what the broker rings, and what becomes
+    /// readable when the channel is closed.
+    fn watched(&self) -> [BorrowedFd<'_>; 2];
 }
 
 /// How a sleep ended.

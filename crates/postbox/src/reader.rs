@@ -1,6 +1,7 @@
 //! A twin's way out of the log: reads entries in order, and waits for more with a short adaptive
 //! spin before it sleeps.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -243,6 +244,50 @@ impl Reader {
                 }
             }
         }
+    }
+
+    /// What a caller with an event loop of its own watches between [`Self::begin_wait`] and [`Self::end_wait`], for
+    /// edges: what the broker rings, and what becomes readable when the channel is closed. Others after a reconnect.
+    #[must_use]
+    pub fn watched(&self) -> [BorrowedFd<'_>; 2] {
+        self.sleeper.watched()
+    }
+
+    /// [`Self::wait`] for a caller with an event loop of its own, first half: true when it may sleep until something
+    /// that it watches has an edge, and then calls [`Self::end_wait`]. False when there is something to do already.
+    pub fn begin_wait(&mut self, more_work: impl Fn() -> bool) -> bool {
+        // Appends that somebody forgot to flush would otherwise be waited for in vain.
+        if self.link.unflushed.swap(false, Ordering::Relaxed) {
+            self.link.bell.ring();
+        }
+        self.wait_flag.set(self.wakes_for_own);
+        let sleeps = !self.is_ready(&more_work);
+        if !sleeps {
+            self.wait_flag.clear();
+        }
+        sleeps
+    }
+
+    /// Second half.
+    pub fn end_wait(&mut self) {
+        self.wait_flag.clear();
+    }
+
+    /// The broker's reason when the channel is closed; `None` while it is open. Costs a system call while it is open.
+    pub fn poll_closed(&mut self) -> Option<String> {
+        if !self.link.is_closed()
+            && let Slept::Closed(farewell) = self.sleeper.sleep(Some(Duration::ZERO))
+        {
+            self.link.set_closed();
+            self.farewell = farewell;
+        }
+        self.link.is_closed().then(|| self.farewell.clone())
+    }
+
+    /// Whether the channel is known to be closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.link.is_closed()
     }
 
     fn is_ready(&self, more_work: &impl Fn() -> bool) -> bool {

@@ -70,7 +70,13 @@ async fn run_network(options: &NodeOptions) -> anyhow::Result<()> {
 
     let keys = setup::key_ring(layout, config, *me)?;
     let tls = setup::tls_files(layout, config, *me)?;
-    let inbox = Arc::new(Inbox::new(Waker::new().context("making a waker")?));
+    let waker = Waker::new().context("making a waker")?;
+    // A core that spins needs a thread of its own; one that sleeps is faster on the network's.
+    let inbox = Arc::new(if config.postbox.spin_us == 0 {
+        Inbox::for_task(waker)
+    } else {
+        Inbox::new(waker)
+    });
     let egress = Arc::new(Egress::default());
     let progress = Arc::new(Progress::default());
     let ends = Ends {
@@ -88,7 +94,7 @@ async fn run_network(options: &NodeOptions) -> anyhow::Result<()> {
     tracing::info!(address = %twin.listen, service = config.service.name, "starting");
 
     let core = setup::core_config(config, *me, keys);
-    let (core_thread, core_ended) = CoreThread::start(
+    let mut core_life = CoreLife::start(
         options,
         core,
         inbox.clone(),
@@ -113,13 +119,9 @@ async fn run_network(options: &NodeOptions) -> anyhow::Result<()> {
     let reason = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
-        ended = core_ended => {
-            let why = match ended {
-                Ok(Ok(())) => anyhow::anyhow!("the core's thread ended by itself"),
-                Ok(Err(error)) => error,
-                Err(_) => anyhow::anyhow!("the core's thread is gone"),
-            };
-            return Err(why);
+        ended = &mut core_life.task => {
+            ended.context("the core's task")??;
+            bail!("the core ended by itself");
         }
         ended = &mut server => {
             ended.context("the server's task")??;
@@ -131,22 +133,21 @@ async fn run_network(options: &NodeOptions) -> anyhow::Result<()> {
     notify(&[sd_notify::NotifyState::Stopping]);
     // Nobody is accepted any more; what is open goes on until the core has ended.
     let _gone = stop_network.send(());
-    core_thread.stop(&inbox)?;
+    core_life.stop(&inbox).await?;
     server.abort();
     tracing::info!("stopped");
     Ok(())
 }
 
-/// The thread of the core.
-struct CoreThread {
+/// What keeps the core going: a thread that connects it to the postbox and then runs it, or hands it over to a task of
+/// the network's runtime.
+struct CoreLife {
+    task: tokio::task::JoinHandle<anyhow::Result<()>>,
     thread: JoinHandle<()>,
     stop: Arc<AtomicBool>,
-    ended: std::sync::mpsc::Receiver<()>,
 }
 
-type Ended = oneshot::Receiver<anyhow::Result<()>>;
-
-impl CoreThread {
+impl CoreLife {
     /// Opens disk and service, and starts the thread, which first connects to the postbox.
     fn start(
         options: &NodeOptions,
@@ -155,7 +156,7 @@ impl CoreThread {
         egress: Arc<Egress>,
         progress: Arc<Progress>,
         started: Instant,
-    ) -> anyhow::Result<(Self, Ended)> {
+    ) -> anyhow::Result<Self> {
         let NodeOptions { config, layout, me } = options;
         let data = layout.twin_data(me.host.0, me.twin.0);
         let waking = inbox.clone();
@@ -188,17 +189,18 @@ impl CoreThread {
         );
         let (me, stop) = (*me, Arc::new(AtomicBool::new(false)));
         let stopped = stop.clone();
-        let life = move || -> anyhow::Result<()> {
+        let shares_thread = inbox.is_for_task();
+        let life = move || -> anyhow::Result<Option<Box<Driver>>> {
             progress.set_state(State::WaitingForPostbox);
             let is_stopped = || stopped.load(Ordering::Relaxed);
             let Some(mut link) = Link::open(&link_options, POSTBOX_PATIENCE, is_stopped)? else {
-                return Ok(());
+                return Ok(None);
             };
             let mut core = core;
             core.epoch = Epoch(link.reader().epoch());
             let core = disk.start(core, &mut link, &mut storage)?;
             progress.set_has_core();
-            Driver::new(Parts {
+            let driver = Driver::new(Parts {
                 me,
                 core,
                 link,
@@ -210,42 +212,43 @@ impl CoreThread {
                 #[cfg(feature = "byzantine-doubles")]
                 doubles,
                 started,
-            })
-            .run()
+            });
+            if shares_thread {
+                return Ok(Some(Box::new(driver)));
+            }
+            driver.run().map(|()| None)
         };
         let (tell, told) = oneshot::channel();
-        let (tell_stop, ended) = std::sync::mpsc::channel();
         let span = tracing::Span::current();
         let thread = std::thread::Builder::new()
             .name("core".to_owned())
             .spawn(move || {
                 let _entered = span.enter();
-                let result = life();
-                if let Err(Err(error)) = tell.send(result) {
+                if let Err(Err(error)) = tell.send(life()) {
                     tracing::error!("the core ended with an error during the stop: {error:#}");
                 }
-                let _gone = tell_stop.send(());
             })
             .context("starting the core's thread")?;
-        let handle = Self {
-            thread,
-            stop,
-            ended,
-        };
-        Ok((handle, told))
+        let task = tokio::spawn(async move {
+            match told.await.context("the core's thread is gone")?? {
+                Some(driver) => driver.run_as_task().await,
+                None => Ok(()),
+            }
+        });
+        Ok(Self { task, thread, stop })
     }
 
     /// Lets the core finish what is begun.
-    fn stop(self, inbox: &Inbox) -> anyhow::Result<()> {
+    async fn stop(self, inbox: &Inbox) -> anyhow::Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         if inbox.control(Control::Stop).is_err() {
-            bail!("the core's thread does not take its orders");
+            bail!("the core does not take its orders");
         }
-        if self.ended.recv_timeout(STOP_MAX).is_err() {
-            bail!(
-                "the core's thread did not end within {} ms",
-                STOP_MAX.as_millis()
-            );
+        let Ok(ended) = tokio::time::timeout(STOP_MAX, self.task).await else {
+            bail!("the core did not end within {} ms", STOP_MAX.as_millis());
+        };
+        if let Err(error) = ended.context("the core's task")? {
+            tracing::error!("the core ended with an error during the stop: {error:#}");
         }
         self.thread
             .join()

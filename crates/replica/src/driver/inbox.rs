@@ -1,7 +1,7 @@
 //! What other threads have for the core's thread. Nothing in it costs a system call unless that thread sleeps.
 
 use crossbeam_queue::ArrayQueue;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use twinbft_core::Input;
 use twinbft_postbox::Waker;
 use twinbft_types::{Mac, Query, ReplicaId, Request, SignedRequest, wire::PeerMessage};
@@ -63,6 +63,8 @@ pub struct Inbox {
     pub answers: ArrayQueue<crate::service::Answer>,
     controls: ArrayQueue<Control>,
     waker: Waker,
+    /// Tells a core that shares the network's thread instead.
+    told: Option<Notify>,
 }
 
 impl Inbox {
@@ -75,12 +77,39 @@ impl Inbox {
             answers: ArrayQueue::new(crate::service::ANSWERS_MAX),
             controls: ArrayQueue::new(CONTROLS_MAX),
             waker,
+            told: None,
         }
     }
 
-    /// Tells the core's thread that there is something for it.
+    /// For a core that shares the network's thread, as a task of its runtime.
+    #[must_use]
+    pub fn for_task(waker: Waker) -> Self {
+        Self {
+            told: Some(Notify::new()),
+            ..Self::new(waker)
+        }
+    }
+
+    /// Whether the core shares the network's thread.
+    #[must_use]
+    pub const fn is_for_task(&self) -> bool {
+        self.told.is_some()
+    }
+
+    /// Tells the core that there is something for it.
     pub fn wake(&self) {
-        self.waker.wake();
+        match &self.told {
+            Some(told) => told.notify_one(),
+            None => self.waker.wake(),
+        }
+    }
+
+    /// Waits for the next [`Self::wake`]; for ever, when the core has a thread of its own.
+    pub(super) async fn told(&self) {
+        match &self.told {
+            Some(told) => told.notified().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Wakes the core's thread; for whoever waits beside it.

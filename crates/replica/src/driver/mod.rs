@@ -8,6 +8,7 @@ mod inbox;
 mod outbound;
 mod postbox;
 mod posts;
+mod task;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -374,23 +375,29 @@ impl Driver {
     fn reconnect(&mut self, farewell: &str) -> anyhow::Result<()> {
         tracing::warn!(farewell, "the postbox closed the channel; connecting again");
         self.progress.set_state(State::WaitingForPostbox);
-        let inbox = self.inbox.clone();
-        while !self.stopping {
-            if self.link.try_reconnect()? {
-                let caught_up = self.progress.is_caught_up();
-                self.progress.set_state(if caught_up {
-                    State::Running
-                } else {
-                    State::Replaying
-                });
-                return Ok(());
-            }
-            self.progress.beat();
-            while let Some(control) = inbox.poll_control() {
-                self.handle_control(control);
-            }
+        while !self.stopping && !self.try_reconnect()? {
+            std::thread::sleep(self.link.pause());
         }
         Ok(())
+    }
+
+    /// One attempt to come back to the log; answers operators all the same.
+    fn try_reconnect(&mut self) -> anyhow::Result<bool> {
+        if self.link.try_reconnect()? {
+            let caught_up = self.progress.is_caught_up();
+            self.progress.set_state(if caught_up {
+                State::Running
+            } else {
+                State::Replaying
+            });
+            return Ok(true);
+        }
+        self.progress.beat();
+        let inbox = self.inbox.clone();
+        while let Some(control) = inbox.poll_control() {
+            self.handle_control(control);
+        }
+        Ok(false)
     }
 
     fn handle_control(&mut self, control: Control) {

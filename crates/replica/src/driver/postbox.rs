@@ -15,7 +15,7 @@ const BACK_OFF_MIN: Duration = Duration::from_millis(20);
 const BACK_OFF_MAX: Duration = Duration::from_secs(1);
 /// How long one attempt may take.
 const ATTEMPT_MAX: Duration = Duration::from_secs(1);
-/// How long this thread sleeps at a time while there is no broker: operators' questions wait so long at most.
+/// How long to sleep at a time while there is no broker: operators' questions wait so long at most.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Where the broker is and who comes.
@@ -162,15 +162,22 @@ impl Link {
         }
     }
 
-    /// One step towards having a channel again; sleeps a little when it is too early for an attempt. True once there
-    /// is one: the reader stands where it stood, and what was not confirmed is on its way, once.
+    /// How long to wait before the next [`Self::try_reconnect`], a little at a time.
+    #[must_use]
+    pub fn pause(&self) -> Duration {
+        self.next_attempt.map_or(Duration::ZERO, |at| {
+            at.saturating_duration_since(Instant::now()).min(PAUSE)
+        })
+    }
+
+    /// One step towards having a channel again. True once there is one: the reader stands where it stood, and what was
+    /// not confirmed is on its way, once.
     ///
     /// # Errors
     /// When what came back is not the log that was lost.
     pub fn try_reconnect(&mut self) -> anyhow::Result<bool> {
         self.closed = true;
-        if let Some(at) = self.next_attempt.filter(|at| *at > Instant::now()) {
-            std::thread::sleep(at.saturating_duration_since(Instant::now()).min(PAUSE));
+        if self.next_attempt.is_some_and(|at| at > Instant::now()) {
             return Ok(false);
         }
         let epoch = self.channel.reader.epoch();

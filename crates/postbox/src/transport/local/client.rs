@@ -1,7 +1,7 @@
 //! The twin's side of a connection.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -405,8 +405,7 @@ impl Bell for EventBell {
 struct SocketSleeper {
     epoll: Epoll,
     stream: UnixStream,
-    /// Held open for the epoll set.
-    _broker_bell: OwnedFd,
+    broker_bell: OwnedFd,
 }
 
 const STREAM: u64 = 2;
@@ -425,7 +424,7 @@ impl SocketSleeper {
         Ok(Self {
             epoll,
             stream,
-            _broker_bell: broker_bell,
+            broker_bell,
         })
     }
 
@@ -437,6 +436,10 @@ impl SocketSleeper {
 }
 
 impl Sleeper for SocketSleeper {
+    fn watched(&self) -> [BorrowedFd<'_>; 2] {
+        [self.broker_bell.as_fd(), self.stream.as_fd()]
+    }
+
     fn sleep(&self, timeout: Option<Duration>) -> Slept {
         let mut events = [EpollEvent::empty(); 3];
         // Rounded up, so that a wait never ends before its time; longer than a month is for ever.
