@@ -13,6 +13,7 @@ mod evidence;
 mod fault;
 pub mod hostlog;
 mod io;
+pub mod mutants;
 mod record;
 mod session;
 mod twinbft;

@@ -140,3 +140,61 @@ pub fn shrink(seed: u64) -> anyhow::Result<ExitCode> {
     );
     Ok(ExitCode::FAILURE)
 }
+
+/// The core has its rules for good unless it is built with the feature `mutants`: this builds and runs that.
+#[cfg(not(feature = "mutants"))]
+pub fn mutants(seeds: Seeds) -> anyhow::Result<ExitCode> {
+    let status = std::process::Command::new(env!("CARGO"))
+        .args([
+            "run",
+            "--release",
+            "-p",
+            "twinbft-sim",
+            "--features",
+            "mutants",
+            "--",
+            "mutants",
+        ])
+        .args([
+            "--seeds",
+            &seeds.seeds.to_string(),
+            "--first",
+            &seeds.first.to_string(),
+        ])
+        .status()?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Takes out one rule at a time.
+#[cfg(feature = "mutants")]
+pub fn mutants(seeds: Seeds) -> anyhow::Result<ExitCode> {
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut survivors = 0;
+    for rule in twinbft_core::mutants::Rule::ALL {
+        let range = seeds.first..seeds.first + seeds.seeds;
+        match twinbft_sim::mutation::first_to_catch(rule, range) {
+            Some((seed, violation)) => {
+                let tries = seed - seeds.first + 1;
+                let what = violation.to_string();
+                let line: String = what
+                    .lines()
+                    .next()
+                    .unwrap_or_default()
+                    .chars()
+                    .take(110)
+                    .collect();
+                println!("{rule:?}: caught after {tries} seeds (seed {seed}): {line}");
+            }
+            None => {
+                survivors += 1;
+                println!("{rule:?}: SURVIVES {} seeds", seeds.seeds);
+            }
+        }
+    }
+    println!("{survivors} survive");
+    Ok(code(survivors))
+}

@@ -9,6 +9,7 @@ mod agenda;
 mod byzantine;
 mod cast;
 mod client;
+pub mod mutation;
 mod oracles;
 mod replica;
 mod rogue;

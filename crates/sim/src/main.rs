@@ -25,6 +25,8 @@ enum Command {
     Seed(One),
     /// Run one seed and print everything that happens, and its digest.
     Trace(One),
+    /// Take out one rule at a time and print how many seeds it takes until that is caught.
+    Mutants(Seeds),
     /// Take things out of a failing seed's scenario while it still fails, and print the smallest that does.
     Shrink {
         /// Which.
@@ -61,6 +63,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Detection(seeds) => commands::detection(seeds),
         Command::Seed(one) => commands::seed(&one),
         Command::Trace(one) => commands::trace(&one),
+        Command::Mutants(seeds) => commands::mutants(seeds),
         Command::Shrink { seed } => commands::shrink(seed),
     }
 }

@@ -7,6 +7,7 @@ use twinbft_types::{
 
 use super::votes::TwinSet;
 use super::{Decision, HostLog, Invalid};
+use crate::mutants::{Rule, out as is_out};
 
 /// A PROPOSE that may be voted on.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -108,8 +109,9 @@ impl HostLog {
         let (tip, tip_history) = self.tip();
         if !self.orders_in(view)
             || slot != tip.next()
-            || previous != tip_history
-            || self.attempts.get(&slot).is_some_and(|highest| proposal.attempt <= *highest)
+            || (previous != tip_history && !is_out(Rule::Candidate))
+            || (self.attempts.get(&slot).is_some_and(|highest| proposal.attempt <= *highest)
+                && !is_out(Rule::Attempt))
             // The last number is never taken, so that there always is a next one.
             || proposal.attempt == Attempt(u32::MAX)
             // A leader has no more slots in flight.
@@ -145,7 +147,10 @@ impl HostLog {
         let candidate = usize::try_from(offset)
             .ok()
             .and_then(|offset| self.candidates.get_mut(offset))
-            .filter(|c| c.attempt == attempt && c.history == history && !c.has_vote_of(sender));
+            .filter(|c| {
+                let subject = c.attempt == attempt && c.history == history;
+                (subject || is_out(Rule::VoteSubject)) && !c.has_vote_of(sender)
+            });
         Ok(candidate)
     }
 
@@ -170,7 +175,9 @@ impl HostLog {
         let ready = self
             .candidates
             .iter()
-            .take_while(|c| c.endorsed.len() >= self.shape.twin_quorum())
+            .take_while(|c| {
+                c.endorsed.len() >= self.shape.twin_quorum() || is_out(Rule::VoteQuorum)
+            })
             .count();
         let decided: Vec<Candidate> = self.candidates.drain(..ready).collect();
         for candidate in decided {

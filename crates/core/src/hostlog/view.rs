@@ -5,6 +5,7 @@ use twinbft_types::{Digest, HostId, Position, Slot, Statement, TwinId, View};
 
 use super::votes::TwinSet;
 use super::{Decision, HostLog, Invalid};
+use crate::mutants::{Rule, out as is_out};
 
 /// NV-PROPOSEs of one view that may gather votes; the oldest gives way.
 pub const NV_PROPOSALS_MAX: usize = 16;
@@ -121,7 +122,7 @@ impl HostLog {
     /// 6: NV-PROPOSE(w), its votes and NV-ACCEPT(w) count only between the fence of the views below `w` and the
     /// fence of `w`, and nothing more is to be decided once `w` is installed.
     fn enters(&self, view: View) -> bool {
-        self.fenced_to == view && self.installed < view
+        (self.fenced_to == view || is_out(Rule::NvWindow)) && self.installed < view
     }
 
     pub(super) fn apply_nv_propose(

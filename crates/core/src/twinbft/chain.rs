@@ -11,6 +11,7 @@ use super::Replica;
 use super::slots::SlotData;
 use crate::fault::PeerFault;
 use crate::io::{Effect, Effects};
+use crate::mutants::{Rule, out as is_out};
 use crate::record::Record;
 
 /// Most slots in one answer.
@@ -96,6 +97,9 @@ impl Replica {
     /// 6: to hold a log is to have its slots durably. Answers whether this twin does, once what it is about to post
     /// has waited for its write-ahead log; if not, it goes to fetch what it lacks.
     pub(super) fn hold(&mut self, slot: Slot, history: Digest, out: &mut Effects) -> bool {
+        if is_out(Rule::HoldsChosenLog) {
+            return true;
+        }
         if self.owns(slot, history) {
             self.persist_up_to(slot, out);
             return true;

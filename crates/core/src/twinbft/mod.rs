@@ -44,6 +44,7 @@ use crate::config::{CoreConfig, Tuning};
 use crate::fault::PeerFault;
 use crate::hostlog::{Decision, HostLog};
 use crate::io::{Effect, Effects, Input, Tick};
+use crate::mutants::{Rule, out as is_out};
 use crate::record::Record;
 use crate::session::{SessionBounds, SessionTable};
 
@@ -369,7 +370,7 @@ impl Replica {
         }
         let needed = self.config.shape.twin_quorum();
         let valid = self.config.keys.count_valid(self.config.shape, certificate);
-        if valid < needed {
+        if valid < needed && !is_out(Rule::CertificateQuorum) {
             return Err(PeerFault::TooFewSignatures {
                 from,
                 valid,

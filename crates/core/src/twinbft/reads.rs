@@ -8,6 +8,7 @@ use twinbft_types::{Digest, Domain, Mac, Position, ProcessId, Query, QueryAnswer
 use super::Replica;
 use crate::fault::PeerFault;
 use crate::io::{Effect, Effects, Refusal};
+use crate::mutants::{Rule, out as is_out};
 
 /// Fast reads that may wait; one more is refused, and its client reads in order.
 const READS_MAX: usize = 8192;
@@ -98,7 +99,7 @@ impl Replica {
         let (accepted, executed) = (self.log.accepted().0, self.execution.executed());
         let mut first_waiting = self.reads.next_token;
         for (token, pending) in self.reads.pending.range_mut(self.reads.first_waiting..) {
-            if pending.target.is_none() && end >= pending.log_end {
+            if pending.target.is_none() && (end >= pending.log_end || is_out(Rule::ReadLogEnd)) {
                 pending.target = Some(accepted);
             }
             if pending.asked {

@@ -10,6 +10,7 @@ use twinbft_types::{
 use super::Replica;
 use crate::evidence::{Event, EventKind};
 use crate::io::{Effect, Effects};
+use crate::mutants::{Rule, out as is_out};
 use crate::record::Record;
 use crate::session::Standing;
 
@@ -260,7 +261,7 @@ impl Replica {
             .requests
             .iter()
             .any(|r| self.sessions.standing(r.client, r.seq) == Standing::Early);
-        if complete && !early {
+        if complete && (!early || is_out(Rule::ClientWindow)) {
             Judgement::Endorse
         } else {
             Judgement::Wait

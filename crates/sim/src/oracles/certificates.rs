@@ -53,7 +53,8 @@ impl Observer {
             return Ok(());
         };
         // What is invalid decides nothing.
-        let _invalid = self.log.apply(sender, entry, &mut self.decisions);
+        let (log, decisions) = (&mut self.log, &mut self.decisions);
+        let _invalid = crate::mutation::pristine(|| log.apply(sender, entry, decisions));
         let mut decisions = std::mem::take(&mut self.decisions);
         for decision in decisions.drain(..) {
             for statement in self.statements_of(decision) {
