@@ -37,6 +37,7 @@ enum Command {
     Up(cmd::up::Args),
     Down(cmd::down::Args),
     Status(cmd::status::Args),
+    Audit(cmd::audit::Args),
     Kv(cmd::kv::KvArgs),
     Bench(cmd::bench::BenchArgs),
     #[command(hide = true)]
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         Command::Up(args) => cmd::up::run(&args),
         Command::Down(args) => cmd::down::run(&args),
         Command::Status(args) => cmd::status::run(&args),
+        Command::Audit(args) => cmd::audit::run(&args),
         Command::Kv(args) => cmd::kv::block_on(cmd::kv::run(args)),
         Command::Bench(args) => cmd::kv::block_on(cmd::bench::run(args)),
         Command::BenchServer(args) => cmd::kv::block_on(cmd::bench::server::run(args)),

@@ -8,6 +8,7 @@
 //! A protocol is a module of this crate (`twinbft`); others get the same doors.
 #![forbid(unsafe_code)]
 
+pub mod audit;
 mod config;
 mod evidence;
 mod fault;

@@ -1,5 +1,6 @@
 //! One module for each subcommand: its arguments and what it does.
 
+pub mod audit;
 pub mod bench;
 pub mod chaos;
 pub mod check;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use twinbft_core::audit::Finding;
 use twinbft_core::{Event, EventKind};
 use twinbft_types::ReplicaId;
 
@@ -35,5 +36,21 @@ pub fn check_event(event: &Event, byzantine: &BTreeSet<ReplicaId>) -> Result<(),
             format!("a divergence of correct twins: {event:?}"),
         )),
         EventKind::Divergence { .. } | EventKind::Mute | EventKind::BadClient { .. } => Ok(()),
+    }
+}
+
+/// What an audit of a host's log says of an entry of `sender`.
+pub fn check_audit(
+    sender: ReplicaId,
+    found: &[Finding],
+    byzantine: &BTreeSet<ReplicaId>,
+) -> Result<(), Violation> {
+    let named = found.iter().find(|finding| finding.names_twin());
+    match named.filter(|_| !byzantine.contains(&sender)) {
+        Some(finding) => Err(violation(
+            6,
+            format!("an audit named {sender}: {finding:?}"),
+        )),
+        None => Ok(()),
     }
 }

@@ -15,7 +15,7 @@ use std::fmt;
 use twinbft_types::{ClientId, Digest, Request, Seq, Slot};
 
 pub use certificates::Observer;
-pub use evidence::check_event;
+pub use evidence::{check_audit, check_event};
 pub use histories::check_histories;
 pub use linear::check_linearizable;
 pub use memory::check_footprint;

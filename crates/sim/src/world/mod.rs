@@ -16,6 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use twinbft_client::history::History;
 use twinbft_client::session::SessionConfig;
+use twinbft_core::audit::Auditor;
 use twinbft_core::{CoreConfig, Effect, Effects, Input};
 use twinbft_postbox::{Limits, MemoryLog};
 use twinbft_types::wire::{PeerMessage, Reply, pb};
@@ -178,6 +179,8 @@ pub struct World {
     /// By host.
     logs: Vec<MemoryLog>,
     observers: Vec<Observer>,
+    /// By host: an audit of its log, which names nobody but Byzantine twins.
+    auditors: Vec<Auditor>,
     /// By host, then twin: for oracles.
     rings: Vec<KeyRing>,
     clients: Vec<Client>,
@@ -216,6 +219,9 @@ impl World {
         let hosts = || shape.all_hosts();
         let mut world = Self {
             logs: hosts().map(|_| make_log(&scenario)).collect(),
+            auditors: hosts()
+                .map(|host| Auditor::genesis(shape, host, scenario.tuning.host_bounds()))
+                .collect(),
             observers: hosts()
                 .map(|host| Observer::new(shape, host, &scenario.tuning))
                 .collect(),

@@ -7,7 +7,7 @@ use twinbft_postbox::{MemoryRead, Outcome, Refusal};
 use twinbft_types::{Entry, Position, ReplicaId, TwinId, canonical, from_canonical};
 
 use super::{Happening, World};
-use crate::oracles::Violation;
+use crate::oracles::{Violation, check_audit};
 use crate::replica::Post;
 
 impl World {
@@ -43,6 +43,8 @@ impl World {
                     let post = twin.posts.pop_front().expect("it is in front");
                     self.report.honest += u64::from(twin.is_correct());
                     self.observers[host].read(id.twin, post.entry.as_deref())?;
+                    let found = self.auditors[host].handle_entry(id.twin, &post.bytes);
+                    check_audit(id, &found, &self.byzantine)?;
                 }
                 // Of no use to send again; a correct twin posts nothing of the kind.
                 Outcome::Refused(Refusal::TooLarge) => {
