@@ -5,7 +5,7 @@
 //! from then on no *new* session of that key may have a number up to the forgotten one's: so no request is
 //! executed twice, however old a copy of it the network holds (docs/adr/0003-sessions.md).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use twinbft_types::{ClientId, Digest, Seq, Slot};
@@ -25,9 +25,12 @@ pub struct SessionBounds {
     pub window: u64,
     /// Sessions of one key.
     pub sessions_max: usize,
-    /// Bytes of results of one session.
+    /// Bytes of results of one session; one key keeps as much as [`SESSIONS_OF_A_KEY_FULL`] such sessions.
     pub result_bytes_max: usize,
 }
+
+/// So many full sessions one client key may keep the results of; when it has more, its oldest results give way.
+pub const SESSIONS_OF_A_KEY_FULL: usize = 8;
 
 /// What a request's number means to the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +63,7 @@ struct Session {
     /// Every number up to this one is executed.
     low: u64,
     /// Numbers above `low` whose execution has begun. Invariant: none is `low + 1`.
-    above: std::collections::BTreeSet<u64>,
+    above: BTreeSet<u64>,
     kept: BTreeMap<u64, Kept>,
     kept_bytes: usize,
     /// The last slot that touched it.
@@ -71,11 +74,20 @@ struct Session {
     encoded: Option<Bytes>,
 }
 
+/// A kept result: its slot, session and number. The lowest was executed first.
+type ResultKey = (Slot, u64, u64);
+
 #[derive(Clone, Debug, Default)]
 struct Key {
     /// No new session may have a number up to this one.
     floor: u64,
     sessions: BTreeMap<u64, Session>,
+    /// Sessions that gave way to others in slots whose results have not come yet. Execution may have begun some slots
+    /// further here than elsewhere: what is kept must not depend on it, so their results count until that slot's come.
+    leaving: Vec<(Slot, u64, Session)>,
+    /// The kept results that have bytes, of all sessions, and the sum of these.
+    results: BTreeSet<ResultKey>,
+    bytes: usize,
 }
 
 /// The table.
@@ -131,7 +143,7 @@ impl SessionTable {
         let sessions_max = self.bounds.sessions_max;
         let key = self.keys.entry(client.key).or_default();
         if !key.sessions.contains_key(&client.session) && key.sessions.len() >= sessions_max {
-            key.forget_oldest();
+            key.forget_oldest(slot);
         }
         let session = key.sessions.entry(client.session).or_default();
         session.above.insert(seq.0);
@@ -145,27 +157,9 @@ impl SessionTable {
 
     /// Keeps the result of a request that [`Self::begin`] let through.
     pub fn finish(&mut self, client: ClientId, seq: Seq, kept: Kept) {
-        let bounds = self.bounds;
-        let Some(session) = self
-            .keys
-            .get_mut(&client.key)
-            .and_then(|key| key.sessions.get_mut(&client.session))
-        else {
-            // A later request of the same batch took its place.
-            return;
-        };
-        session.kept_bytes += kept.result.as_ref().map_or(0, Bytes::len);
-        session.kept.insert(seq.0, kept);
-        session.digest = None;
-        // 4.8: the results of the last W requests.
-        let newest = session.kept.keys().next_back().copied().unwrap_or(0);
-        while let Some((&oldest, _)) = session.kept.first_key_value()
-            && oldest + bounds.window <= newest
-        {
-            let gone = session.kept.remove(&oldest).and_then(|kept| kept.result);
-            session.kept_bytes -= gone.map_or(0, |r| r.len());
+        if let Some(key) = self.keys.get_mut(&client.key) {
+            key.finish(client.session, seq.0, kept, self.bounds);
         }
-        session.shed(seq.0, bounds.result_bytes_max);
     }
 
     /// The kept outcome of an executed request.
@@ -196,31 +190,134 @@ impl SessionTable {
 }
 
 impl Key {
-    fn forget_oldest(&mut self) {
+    /// A key with these sessions, as an image shows them.
+    fn new(floor: u64, sessions: BTreeMap<u64, Session>) -> Self {
+        let mut key = Self {
+            floor,
+            ..Self::default()
+        };
+        for (id, session) in &sessions {
+            key.bytes += session.kept_bytes;
+            key.results.extend(session.results(*id));
+        }
+        key.sessions = sessions;
+        key
+    }
+
+    fn forget_oldest(&mut self, slot: Slot) {
         let oldest = self
             .sessions
             .iter()
             .min_by_key(|(id, session)| (session.used, **id))
             .map(|(id, _)| *id);
-        if let Some(id) = oldest {
-            self.sessions.remove(&id);
+        if let Some(id) = oldest
+            && let Some(session) = self.sessions.remove(&id)
+        {
+            self.leaving.push((slot, id, session));
             self.floor = self.floor.max(id);
         }
+    }
+
+    fn finish(&mut self, id: u64, seq: u64, kept: Kept, bounds: SessionBounds) {
+        self.let_leave(kept.slot);
+        let slot = kept.slot;
+        let Some(session) = Self::find(&mut self.sessions, &mut self.leaving, id) else {
+            // A later request of the same batch took its place.
+            return;
+        };
+        let bytes_before = session.kept_bytes;
+        if kept.result.as_ref().is_some_and(|r| !r.is_empty()) {
+            self.results.insert((slot, id, seq));
+        }
+        for (slot, seq) in session.keep(seq, kept, bounds) {
+            self.results.remove(&(slot, id, seq));
+        }
+        self.bytes = self.bytes - bytes_before + session.kept_bytes;
+        let bytes_max = bounds
+            .result_bytes_max
+            .saturating_mul(SESSIONS_OF_A_KEY_FULL);
+        while self.bytes > bytes_max
+            && let Some(&oldest) = self.results.first()
+            && oldest != (slot, id, seq)
+        {
+            self.results.remove(&oldest);
+            let (_, id, seq) = oldest;
+            let session = Self::find(&mut self.sessions, &mut self.leaving, id);
+            self.bytes -= session.map_or(0, |session| session.drop_result(seq));
+        }
+    }
+
+    /// The session, also while it is leaving.
+    fn find<'a>(
+        sessions: &'a mut BTreeMap<u64, Session>,
+        leaving: &'a mut [(Slot, u64, Session)],
+        id: u64,
+    ) -> Option<&'a mut Session> {
+        sessions.get_mut(&id).or_else(|| {
+            let mut leaving = leaving.iter_mut();
+            leaving
+                .find(|(_, left, _)| *left == id)
+                .map(|(.., session)| session)
+        })
+    }
+
+    /// The results of `slot` have come: sessions that gave way in it, or before, are gone.
+    fn let_leave(&mut self, slot: Slot) {
+        let (results, bytes) = (&mut self.results, &mut self.bytes);
+        self.leaving.retain(|(left, id, session)| {
+            let stays = *left > slot;
+            if !stays {
+                *bytes -= session.kept_bytes;
+                for gone in session.results(*id) {
+                    results.remove(&gone);
+                }
+            }
+            stays
+        });
     }
 }
 
 impl Session {
-    /// Lets the bytes of old results go until the rest fits; never those of `newest`.
-    fn shed(&mut self, newest: u64, bytes_max: usize) {
-        if self.kept_bytes <= bytes_max {
-            return;
+    /// Its kept results that have bytes.
+    fn results(&self, id: u64) -> impl Iterator<Item = ResultKey> + '_ {
+        (self.kept.iter())
+            .filter(|(_, kept)| kept.result.as_ref().is_some_and(|r| !r.is_empty()))
+            .map(move |(seq, kept)| (kept.slot, id, *seq))
+    }
+
+    /// Keeps a result; answers with the slots and numbers of those that gave way.
+    fn keep(&mut self, seq: u64, kept: Kept, bounds: SessionBounds) -> Vec<(Slot, u64)> {
+        let mut gone = Vec::new();
+        self.kept_bytes += kept.result.as_ref().map_or(0, Bytes::len);
+        self.kept.insert(seq, kept);
+        self.digest = None;
+        // 4.8: the results of the last W requests.
+        let newest = self.kept.keys().next_back().copied().unwrap_or(0);
+        while let Some(oldest) = self.kept.first_entry()
+            && oldest.key() + bounds.window <= newest
+        {
+            let (number, kept) = oldest.remove_entry();
+            self.kept_bytes -= kept.result.map_or(0, |r| r.len());
+            gone.push((kept.slot, number));
         }
-        for (seq, kept) in &mut self.kept {
-            if self.kept_bytes <= bytes_max || *seq == newest {
-                break;
-            }
-            self.kept_bytes -= kept.result.take().map_or(0, |r| r.len());
+        // What was executed first goes first, whatever its number; never the newest.
+        while self.kept_bytes > bounds.result_bytes_max
+            && let Some((slot, _, first)) = self.results(0).filter(|(.., s)| *s != seq).min()
+        {
+            self.drop_result(first);
+            gone.push((slot, first));
         }
+        gone
+    }
+
+    /// Lets the bytes of a result go; how many they were.
+    fn drop_result(&mut self, seq: u64) -> usize {
+        let kept = self.kept.get_mut(&seq);
+        let gone = kept.and_then(|kept| kept.result.take());
+        let bytes = gone.map_or(0, |r| r.len());
+        self.kept_bytes -= bytes;
+        self.digest = None;
+        bytes
     }
 
     fn digest(&mut self) -> Digest {
@@ -299,6 +396,87 @@ mod tests {
             .map(|s| table.kept(client(1), Seq(s)).unwrap().result.is_some())
             .collect();
         assert_eq!(bytes, [false, false, true, true]);
+    }
+
+    /// A session whose numbers are executed the wrong way round keeps no more than its bytes.
+    #[test]
+    fn results_give_way_in_the_order_of_execution() {
+        let mut table = SessionTable::new(BOUNDS);
+        for (slot, seq) in [(1, 4), (2, 3), (3, 2), (4, 1)] {
+            assert!(table.begin(client(1), Seq(seq), Slot(slot)));
+            table.finish(client(1), Seq(seq), kept(slot, 4));
+        }
+        let has = |seq| table.kept(client(1), Seq(seq)).unwrap().result.is_some();
+        assert_eq!([1, 2, 3, 4].map(has), [true, true, false, false]);
+    }
+
+    const MANY: SessionBounds = SessionBounds {
+        window: 4,
+        sessions_max: 20,
+        result_bytes_max: 10,
+    };
+
+    /// One key keeps as much as some full sessions, however many it opens.
+    #[test]
+    fn the_results_of_one_key_are_bounded() {
+        let mut table = SessionTable::new(MANY);
+        for session in 1..=20 {
+            assert!(table.begin(client(session), Seq(1), Slot(session)));
+            table.finish(client(session), Seq(1), kept(session, 10));
+        }
+        let has = |session: &u64| {
+            table
+                .kept(client(*session), Seq(1))
+                .unwrap()
+                .result
+                .is_some()
+        };
+        let first = 20 - SESSIONS_OF_A_KEY_FULL as u64;
+        assert!(!(1..=first).any(|s| has(&s)) && (first + 1..=20).all(|s| has(&s)));
+    }
+
+    /// Replicas begin slots ahead of the results as far as they like: what they keep does not depend on it.
+    #[test]
+    fn what_is_kept_does_not_depend_on_how_far_execution_runs_ahead() {
+        let bounds = SessionBounds {
+            sessions_max: 3,
+            ..MANY
+        };
+        let run = |ahead: u64| {
+            let mut table = SessionTable::new(bounds);
+            let of = |slot: u64| client(10 + slot / 2 * 7 % 11 + slot);
+            let (mut begun, last) = (0, 60);
+            let mut runs = BTreeSet::new();
+            for slot in 1..=last {
+                while begun < (slot + ahead).min(last) {
+                    begun += 1;
+                    if table.begin(of(begun), Seq(1), Slot(begun)) {
+                        runs.insert(begun);
+                    }
+                }
+                if runs.contains(&slot) {
+                    table.finish(of(slot), Seq(1), kept(slot, 40));
+                }
+            }
+            table.digest()
+        };
+        assert!([1, 2, 5, 16].iter().all(|ahead| run(*ahead) == run(0)));
+    }
+
+    #[test]
+    fn a_key_counts_the_same_from_its_image() {
+        let mut table = SessionTable::new(MANY);
+        let run = |table: &mut SessionTable, sessions: std::ops::RangeInclusive<u64>| {
+            for session in sessions {
+                assert!(table.begin(client(session), Seq(1), Slot(session)));
+                table.finish(client(session), Seq(1), kept(session, 7));
+            }
+        };
+        run(&mut table, 1..=10);
+        let mut again = SessionTable::from_image(MANY, &table.image()).unwrap();
+        run(&mut table, 11..=30);
+        run(&mut again, 11..=30);
+        assert_eq!(again.digest(), table.digest());
     }
 
     #[test]

@@ -98,8 +98,7 @@ impl SessionTable {
                 session.digest();
                 sessions.insert(*id, session);
             }
-            let floor = key.floor;
-            table.keys.insert(*number, Key { floor, sessions });
+            table.keys.insert(*number, Key::new(key.floor, sessions));
         }
         Ok(table)
     }
