@@ -11,6 +11,8 @@ const RECORD_ALIGN_BYTES: u64 = 8;
 const PAGE_BYTES: u64 = 4096;
 /// Bytes of one request in a PROPOSE: client, session, number, digest.
 const REQUEST_REF_BYTES: u64 = 52;
+/// Bytes of one request in a batch besides its operation: client, session, number, length.
+const REQUEST_BYTES: u64 = 24;
 /// Bytes of one request in RESULT: digest and MAC.
 const RESULT_BYTES: u64 = 48;
 /// Everything else in an entry but MACs: tags, numbers, lengths, digests.
@@ -113,6 +115,14 @@ impl Rules<'_, '_, '_, '_> {
             };
             let remedy = format!("make it at least {needed}, or the other one smaller");
             self.broken("postbox", "entry_bytes_max", entry_max, what, remedy);
+        }
+        // Small batches are passed on through the postbox, each with its certificate.
+        let small = bytes(config.protocol.serve_all_bytes_max);
+        let relay = batch * REQUEST_BYTES + twins * authenticator + ENTRY_REST_BYTES;
+        if entry_max < small.saturating_add(relay) {
+            let what = "too large to be passed on in one entry (postbox.entry_bytes_max)";
+            let remedy = format!("make it at most {}", entry_max.saturating_sub(relay));
+            self.broken("protocol", "serve_all_bytes_max", small, what, remedy);
         }
         let state_max = u64::from(config.postbox.state_bytes_max);
         let needed = state_bytes_needed(config);

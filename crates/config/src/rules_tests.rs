@@ -103,7 +103,12 @@ fn a_batch_must_fit_an_entry() {
     config.service.kv.key_bytes_max = 64;
     config.postbox.entry_bytes_max = 4096;
     let mistakes = ClusterConfig::parse(&config.to_toml()).unwrap_err();
-    assert_eq!(mistakes.len(), 1, "{mistakes:#?}");
+    // The other one is about the small batches that are passed on.
+    assert_eq!(mistakes.len(), 2, "{mistakes:#?}");
+    let largest = mistakes
+        .iter()
+        .position(|m| m.problem.contains("largest batch"));
+    let mistakes = &mistakes[largest.expect("it is a mistake")..];
     assert!(mistakes[0].problem.contains("largest batch") && mistakes[0].remedy.contains("13568"));
     let mut config = ClusterConfig::example(31, 8, 2, 7100);
     config.protocol.request_bytes_max = 100_000;
@@ -127,6 +132,17 @@ fn a_record_must_hold_a_whole_log() {
     assert_eq!(mistakes[0].path, "postbox.record_bytes_max");
     let needed = crate::record_bytes_needed(32 << 20, 1 << 20).to_string();
     assert!(mistakes[0].remedy.contains(&needed), "{mistakes:#?}");
+}
+
+#[test]
+fn a_small_batch_must_be_passed_on_in_one_entry() {
+    joint(
+        "serve_all_bytes_max = 16_384",
+        "serve_all_bytes_max = 2_097_152",
+        "protocol.serve_all_bytes_max",
+        "too large to be passed on in one entry",
+        "at most 2090",
+    );
 }
 
 #[test]
