@@ -135,6 +135,12 @@ impl SessionTable {
         }
     }
 
+    /// Whether the table holds this session.
+    #[must_use]
+    pub fn has_session(&self, client: ClientId) -> bool {
+        self.session(client).is_some()
+    }
+
     /// Marks a request as executed in `slot`. `false` when it must be a no-op (4.7).
     pub fn begin(&mut self, client: ClientId, seq: Seq, slot: Slot) -> bool {
         if self.standing(client, seq) != Standing::Open && !is_out(Rule::Once) {

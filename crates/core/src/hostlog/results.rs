@@ -32,7 +32,7 @@ impl ResultTally {
         self.said.len()
     }
 
-    fn listed(&self) -> usize {
+    pub(super) fn listed(&self) -> usize {
         self.lists.values().map(Vec::len).sum()
     }
 }

@@ -315,6 +315,7 @@ fn invented_histories_do_not_close_a_tally() {
     assert_eq!(apply(&mut log, 0, &results(1, h1, &[7])), []);
     assert!(is_certified(&apply(&mut log, 1, &results(1, h1, &[7]))));
     assert_eq!(log.result_votes(Slot(1)), 2);
+    assert_eq!(log.results[&Slot(1)].listed(), 0);
     // The third twin's first word counts, its second one does not.
     apply(&mut log, 2, &results(1, h1, &[7]));
     assert_eq!(log.result_votes(Slot(1)), 0);

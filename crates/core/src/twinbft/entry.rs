@@ -101,7 +101,7 @@ impl Replica {
             Decision::Candidate { slot } => self.candidate_appeared(slot),
             Decision::Nacked { slot, requests } => {
                 self.vouch(&requests, out);
-                self.handle_nacked(slot, !requests.is_empty(), out);
+                self.handle_nacked(slot, !requests.is_empty());
             }
             Decision::Void { from } => self.leader_voided(from),
             Decision::Ordered {
@@ -167,6 +167,7 @@ impl Replica {
             }
             Entry::Nack { slot, attempt, .. } if sender == self.config.twin() => {
                 self.voting.recall_own(*slot, *attempt, false);
+                self.own_nack_read(*slot, *attempt);
             }
             Entry::Jump { slot, .. } => self.handle_jump_entry(*slot, out),
             Entry::Need { digest } => self.handle_need(sender, *digest, out),
@@ -209,8 +210,12 @@ impl Replica {
         out: &mut Effects,
     ) {
         match statement {
-            Statement::Order { view, slot, .. } => {
-                self.handle_order_signature(*view, *slot, authenticator, out);
+            Statement::Order {
+                view,
+                slot,
+                history,
+            } => {
+                self.handle_order_signature(*view, *slot, *history, authenticator, out);
                 return;
             }
             // A sibling was asked: what the log has decided is signed by all.

@@ -1,12 +1,13 @@
 //! The leader makes batches and proposes them (protocol.md 4.2, 4.3).
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use twinbft_types::{
     Attempt, ClientId, Digest, Entry, RequestRef, Seq, Slot, batch_digest, history,
 };
 
 use super::Replica;
+use crate::hostlog::Candidate;
 use crate::io::Effects;
 use crate::session::Standing;
 
@@ -20,6 +21,9 @@ const NACK_GRACE_US: u64 = 20_000;
 const VOIDS_FREE: u32 = 4;
 /// The pause after one more, doubled for each that follows, up to 128 times.
 const VOID_PAUSE_US: u64 = 1_000;
+
+/// How long after a late timestamp was NACKed each slot follows the one before it by a microsecond only.
+const CAUTION_US: u64 = 1_000_000;
 
 /// What only the leader keeps.
 #[derive(Debug, Default)]
@@ -36,8 +40,19 @@ pub struct Leader {
     /// Candidates that were voided since the last decision, and when to propose again after them.
     voids: u32,
     resume_at_us: u64,
-    /// A candidate with a NACK that may still be decided, and when to stop waiting for that.
-    doubted: Option<(Slot, u64)>,
+    /// Candidates with a NACK. Invariant: none of a void or decided candidate.
+    doubted: BTreeMap<Slot, Doubt>,
+    /// Until then a follower's clock may be far ahead of this twin's.
+    cautious_until_us: u64,
+}
+
+/// What a NACK says about a candidate.
+#[derive(Clone, Copy, Debug)]
+struct Doubt {
+    /// When to withdraw it.
+    withdraw_at_us: u64,
+    /// A NACK named no request: its timestamp is late.
+    is_late: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +90,7 @@ impl Replica {
 
     /// 4.2: with nothing in flight a single request goes at once; while slots are in flight requests gather.
     pub(super) fn poll_proposal(&mut self, out: &mut Effects) {
+        self.poll_withdrawal(out);
         while self.may_propose() {
             let batch = self.gather();
             if batch.is_empty() {
@@ -152,7 +168,10 @@ impl Replica {
                     self.leader.early.insert((client, seq));
                     false
                 }
-                Standing::Executed | Standing::Expired => false,
+                Standing::Executed | Standing::Expired => {
+                    self.pool.remove(client, seq);
+                    false
+                }
             };
             self.leader.drop_first();
             if !proposable || self.voting.is_in_log(client, seq) {
@@ -172,7 +191,12 @@ impl Replica {
         let view = self.log.live_view().expect("checked by may_propose");
         let tip = self.proposal_tip();
         let slot = tip.slot.next();
-        let timestamp_us = self.now.wall_us.max(tip.timestamp_us + 1);
+        // 4.3: such a timestamp is never late, whatever the followers' clocks.
+        let timestamp_us = if self.now.mono_us < self.leader.cautious_until_us {
+            tip.timestamp_us + 1
+        } else {
+            self.now.wall_us.max(tip.timestamp_us + 1)
+        };
         self.leader.tip = Some(Tip {
             slot,
             history: history(tip.history, slot, batch_digest(&requests), timestamp_us),
@@ -205,34 +229,61 @@ impl Replica {
     /// 4.3: the leader withdraws a candidate that got a NACK. At once when a request is named (its client's
     /// next ones need HAVEs, which bar such a NACK) or when `q` votes have become impossible; otherwise one
     /// bad follower could void every attempt, so the others get [`NACK_GRACE_US`] to decide it.
-    pub(super) fn handle_nacked(&mut self, slot: Slot, named: bool, out: &mut Effects) {
-        if !self.is_leader() {
-            return;
-        }
-        let hopeless = self
-            .log
-            .candidate(slot)
-            .is_some_and(|c| c.is_hopeless(self.config.shape));
-        if named || hopeless {
-            self.withdraw(slot, out);
-        } else if self.leader.doubted.is_none() {
-            self.leader.doubted = Some((slot, self.now.mono_us + NACK_GRACE_US));
+    pub(super) fn handle_nacked(&mut self, slot: Slot, named: bool) {
+        if self.is_leader() {
+            self.doubt(slot, named);
         }
     }
 
-    pub(super) fn leader_timer(&mut self, out: &mut Effects) {
-        if let Some((slot, at_us)) = self.leader.doubted
-            && at_us <= self.now.mono_us
-        {
-            self.leader.doubted = None;
+    fn doubt(&mut self, slot: Slot, named: bool) {
+        let Some(candidate) = self.log.candidate(slot) else {
+            return;
+        };
+        let is_due = named || candidate.is_hopeless(self.config.shape);
+        let now = self.now.mono_us;
+        let at_us = if is_due { now } else { now + NACK_GRACE_US };
+        let doubt = self.leader.doubted.entry(slot).or_insert(Doubt {
+            withdraw_at_us: at_us,
+            is_late: false,
+        });
+        doubt.withdraw_at_us = doubt.withdraw_at_us.min(at_us);
+        doubt.is_late |= !named;
+    }
+
+    /// Withdraws the lowest candidate whose time has come, one at a time. Which candidates were NACKed is read off
+    /// the log, so that none is forgotten while another one's WITHDRAW is under way.
+    fn poll_withdrawal(&mut self, out: &mut Effects) {
+        if self.leader.withdrawing.is_some() || !self.is_leader() {
+            return;
+        }
+        let (first, last) = (self.log.accepted().0.next(), self.log.tip().0);
+        for slot in (first.0..=last.0).map(Slot) {
+            let is_nacked = self.log.candidate(slot).is_some_and(Candidate::is_nacked);
+            if is_nacked && !self.leader.doubted.contains_key(&slot) {
+                self.doubt(slot, false);
+            }
+        }
+        let now = self.now.mono_us;
+        let mut due = self.leader.doubted.iter();
+        let due = due.find(|(_, doubt)| doubt.withdraw_at_us <= now);
+        if let Some((&slot, &doubt)) = due {
+            if doubt.is_late {
+                self.leader.cautious_until_us = now + CAUTION_US;
+            }
             self.withdraw(slot, out);
         }
     }
 
     pub(super) fn leader_deadline(&self) -> Option<u64> {
-        let doubted = self.leader.doubted.map(|(_, at_us)| at_us);
-        let resumes = (self.leader.resume_at_us > self.now.mono_us && self.is_leader())
-            .then_some(self.leader.resume_at_us);
+        if !self.is_leader() {
+            return None;
+        }
+        // While a WITHDRAW is under way the others wait for it.
+        let is_free = self.leader.withdrawing.is_none();
+        let doubts = self.leader.doubted.values().filter(|_| is_free);
+        let doubted = doubts.map(|doubt| doubt.withdraw_at_us).min();
+        let resume_at_us = self.leader.resume_at_us;
+        let resumes = (resume_at_us > self.now.mono_us).then_some(resume_at_us);
         [doubted, resumes].into_iter().flatten().min()
     }
 
@@ -247,15 +298,9 @@ impl Replica {
     }
 
     fn withdraw(&mut self, slot: Slot, out: &mut Effects) {
-        if !self.is_leader() || self.leader.withdrawing.is_some() {
-            return;
-        }
         let (Some(view), Some(candidate)) = (self.log.live_view(), self.log.candidate(slot)) else {
             return;
         };
-        if !candidate.is_nacked() {
-            return;
-        }
         self.leader.withdrawing = Some((slot, candidate.attempt));
         out.post(Entry::Withdraw {
             view,
@@ -272,11 +317,22 @@ impl Replica {
         let requests = self.voting.take_void(from);
         self.leader.tip = None;
         self.leader.withdrawing = None;
-        self.leader.doubted = None;
+        self.leader.doubted.split_off(&from);
         if self.is_leader() {
             for (client, seq) in requests.into_iter().rev() {
                 self.leader.enqueue_first(client, seq);
             }
+        }
+    }
+
+    /// A request was dropped from the pool. What the leader remembers of such requests stays within twice the pool.
+    pub(super) fn leader_evicted(&mut self, client: ClientId, seq: Seq) {
+        self.leader.early.remove(&(client, seq));
+        if self.leader.queue.len() > 2 * self.config.tuning.pending_requests_max {
+            let pool = &self.pool;
+            let is_pooled = |r: &(ClientId, Seq)| pool.by_number(r.0, r.1).is_some();
+            self.leader.queue.retain(is_pooled);
+            self.leader.queued.retain(is_pooled);
         }
     }
 
@@ -317,13 +373,12 @@ impl Replica {
         if self.leader.withdrawing.is_some_and(|(s, _)| s <= slot) {
             self.leader.withdrawing = None;
         }
-        if self.leader.doubted.is_some_and(|(s, _)| s <= slot) {
-            self.leader.doubted = None;
-        }
+        self.leader.doubted = self.leader.doubted.split_off(&slot.next());
     }
 
     /// 4.3: `q` twins vouch for a request of a client that was NACKed.
     pub(super) fn leader_had(&mut self, request: &RequestRef) {
+        self.voting_had(request);
         if self.is_leader() && self.pool.find(request).is_some() {
             self.leader.enqueue(request.client, request.seq);
         }

@@ -280,7 +280,6 @@ impl Replica {
         self.voting_timer(out);
         self.backup_timer(out);
         self.order_timer(out);
-        self.leader_timer(out);
         self.commit_timer(out);
         self.checkpoint_timer(out);
         self.beat_timer(out);

@@ -1,6 +1,6 @@
 //! A slot is decided on the primary host: sign it and send it to the backups (protocol.md 4.4).
 
-use twinbft_types::{Authenticator, Entry, ReplicaId, Slot, Statement, View};
+use twinbft_types::{Authenticator, Digest, Entry, ReplicaId, Slot, Statement, View};
 
 use super::Replica;
 use super::slots::SlotData;
@@ -15,7 +15,7 @@ pub const FETCH_SLOTS_MAX: u64 = 64;
 const FETCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 impl Replica {
-    /// 4.4: ORDER is decided; each twin then signs it.
+    /// 4.4: ORDER is decided; each twin then signs it, as soon as it holds the bodies.
     pub(super) fn handle_ordered(
         &mut self,
         view: View,
@@ -45,25 +45,15 @@ impl Replica {
         for (digest, request) in &private.unverified {
             data.fill(*digest, request);
         }
-        let me = self.config.twin();
-        let signed_already = data.authenticators.iter().any(|a| a.twin == me);
-        let statement = Statement::Order {
-            view,
-            slot,
-            history: data.history,
-        };
-        let lazy = self.is_small(data.bytes());
-        if !data.is_complete() {
-            self.voting.note_incomplete(slot, self.now.mono_us);
-        }
+        let is_complete = data.is_complete();
         // A follower that endorsed it has it in its write-ahead log already.
         data.is_persisted = endorsed;
         self.slots.insert(slot, data);
-        self.persist_slot(slot, out);
-        // 3: a SIGN rests on the slot. Who lacks a body or what lies below leaves it to those who voted.
-        let is_persisted = self.slots.get(slot).is_some_and(|data| data.is_persisted);
-        if !signed_already && is_persisted {
-            self.sign_order(slot, statement, lazy, out);
+        if is_complete {
+            self.persist_slot(slot, out);
+            self.sign_order(slot, out);
+        } else {
+            self.voting.note_incomplete(slot, self.now.mono_us);
         }
         self.send_order(slot, out);
     }
@@ -81,7 +71,31 @@ impl Replica {
         out.push(Effect::Persist(data.record(slot, previous)));
     }
 
-    fn sign_order(&mut self, slot: Slot, statement: Statement, lazy: bool, out: &mut Effects) {
+    /// The last body of a decided slot has come.
+    pub(super) fn handle_completed(&mut self, slot: Slot, out: &mut Effects) {
+        self.persist_slot(slot, out);
+        self.sign_order(slot, out);
+        self.send_order(slot, out);
+    }
+
+    /// Signs a slot that this host has decided and this twin holds, unless its ENDORSE did (3).
+    fn sign_order(&mut self, slot: Slot, out: &mut Effects) {
+        let me = self.config.twin();
+        let Some(data) = self.slots.get(slot) else {
+            return;
+        };
+        // 3: a SIGN rests on the slot. Who lacks a body or what lies below leaves it to those who voted.
+        let is_own = data.primary == self.config.host();
+        let is_signed = data.authenticators.iter().any(|a| a.twin == me);
+        if !is_own || is_signed || !data.is_persisted {
+            return;
+        }
+        let statement = Statement::Order {
+            view: data.view,
+            slot,
+            history: data.history,
+        };
+        let lazy = self.is_small(data.bytes());
         let signed = self.signed(statement.clone());
         let authenticator = self.config.keys.sign(self.config.shape, &signed);
         let entry = Entry::Sign {
@@ -112,13 +126,15 @@ impl Replica {
         &mut self,
         view: View,
         slot: Slot,
+        history: Digest,
         authenticator: &Authenticator,
         out: &mut Effects,
     ) {
         let Some(data) = self.slots.get_mut(slot) else {
             return;
         };
-        if data.view == view && data.add_signature(authenticator.clone()) {
+        let is_same = data.view == view && data.history == history;
+        if is_same && data.add_signature(authenticator.clone()) {
             self.send_order(slot, out);
         }
     }
@@ -133,13 +149,17 @@ impl Replica {
         };
         let bytes = data.bytes();
         // The first certificate only: what comes later is for those who ask.
-        if data.authenticators.len() != quorum || (self.is_small(bytes) && !leads) {
+        if data.sent || data.authenticators.len() < quorum || (self.is_small(bytes) && !leads) {
             return;
         }
         let all = self.is_small(bytes) && !self.relays(bytes);
-        let Some(message) = self.slots.get_mut(slot).and_then(|d| d.order(slot, quorum)) else {
+        let Some(data) = self.slots.get_mut(slot) else {
             return;
         };
+        let Some(message) = data.order(slot, quorum) else {
+            return;
+        };
+        data.sent = true;
         let me = self.config.me;
         for to in shape.receivers(me.host) {
             if all || to.twin == me.twin {

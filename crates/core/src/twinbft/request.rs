@@ -1,6 +1,6 @@
 //! A client's request reaches this twin (protocol.md 4.1).
 
-use twinbft_types::{ClientId, Domain, Entry, ProcessId, Seq, SignedRequest};
+use twinbft_types::{ClientId, Domain, Entry, ProcessId, RequestRef, Seq, SignedRequest};
 
 use super::Replica;
 use super::pool::Inserted;
@@ -47,7 +47,7 @@ impl Replica {
                 return Err(PeerFault::SessionExpired { key: client.key });
             }
             // A correct client may be ahead of a twin that lags, by one window at most.
-            Standing::Early if self.is_far_ahead(client, seq) => {
+            Standing::Early if self.is_far_ahead(client, seq) || !self.is_known_session(client) => {
                 refuse(out, Refusal::OutsideWindow);
                 return Err(PeerFault::OutsideWindow { key: client.key });
             }
@@ -58,13 +58,20 @@ impl Replica {
         if !is_primary && !retransmission {
             return Ok(());
         }
-        let reference = twinbft_types::RequestRef {
+        let reference = RequestRef {
             client,
             seq,
             digest,
         };
         let full_request = request.request.clone();
-        let inserted = self.pool.insert(digest, request, leader_alone);
+        let (inserted, dropped) = {
+            let voting = &self.voting;
+            let is_needed = |client, seq| voting.is_in_log(client, seq);
+            self.pool.insert(digest, request, leader_alone, is_needed)
+        };
+        for (client, seq) in dropped {
+            self.leader_evicted(client, seq);
+        }
         match inserted {
             Inserted::New | Inserted::Known => {}
             Inserted::Conflict => {
@@ -79,7 +86,13 @@ impl Replica {
         if retransmission && self.sessions.standing(client, seq) == Standing::Open {
             self.note_retransmission(reference, out);
         }
-        if inserted == Inserted::Known || !is_primary {
+        if !is_primary {
+            return Ok(());
+        }
+        if inserted == Inserted::Known {
+            if retransmission {
+                self.vouch_again(&reference, out);
+            }
             return Ok(());
         }
         self.fill_body(digest, &full_request);
@@ -123,6 +136,30 @@ impl Replica {
         } else {
             Err(PeerFault::BadClientMac { key })
         }
+    }
+
+    /// 4.3: what this twin posted for a NACKed client's request may have given way to newer ones.
+    fn vouch_again(&mut self, reference: &RequestRef, out: &mut Effects) {
+        if !self.log.is_nacked(reference.client) {
+            return;
+        }
+        if !self.log.has_have_of(self.config.twin(), reference) {
+            out.post(Entry::Have {
+                request: *reference,
+            });
+        }
+        if self.is_leader() && self.log.is_had(reference) {
+            self.leader.enqueue(reference.client, reference.seq);
+        }
+    }
+
+    /// Whether anything of this session was executed, is in the log or waits: an early request of another one would
+    /// wait for ever, for requests that may never come.
+    fn is_known_session(&self, client: ClientId) -> bool {
+        let window = Seq(self.config.tuning.session_window);
+        self.sessions.has_session(client)
+            || self.voting.is_session_in_log(client, window)
+            || self.pool.has_session(client, window)
     }
 
     fn is_far_ahead(&self, client: ClientId, seq: Seq) -> bool {

@@ -27,6 +27,8 @@ pub struct SlotData {
     pub authenticators: Vec<Authenticator>,
     /// The ORDER with its bodies, once both are complete.
     message: Option<Arc<PeerMessage>>,
+    /// Whether this twin has sent it to the backups of its own accord.
+    pub sent: bool,
     /// When this twin first had it.
     pub since_us: u64,
     /// Whether it is in the write-ahead log.
@@ -54,6 +56,7 @@ impl SlotData {
             incarnation,
             authenticators: Vec::new(),
             message: None,
+            sent: false,
             since_us: now_us,
             is_persisted: false,
         }
@@ -194,10 +197,11 @@ impl SlotLog {
     }
 
     /// The body of a request in any slot, the latest first.
-    pub fn find_body(&self, digest: Digest) -> Option<&Request> {
-        self.slots.values().rev().find_map(|data| {
+    pub fn find_body(&self, digest: Digest) -> Option<(Slot, &Request)> {
+        self.slots.iter().rev().find_map(|(slot, data)| {
             let mut pairs = data.requests.iter().zip(&data.bodies);
-            pairs.find(|(r, _)| r.digest == digest)?.1.as_ref()
+            let body = pairs.find(|(r, _)| r.digest == digest)?.1.as_ref()?;
+            Some((*slot, body))
         })
     }
 

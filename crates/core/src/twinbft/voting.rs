@@ -9,13 +9,11 @@ use twinbft_types::{
 
 use super::Replica;
 use crate::evidence::{Event, EventKind};
+use crate::hostlog::Candidate;
 use crate::io::{Effect, Effects};
 use crate::mutants::{Rule, out as is_out};
 use crate::record::Record;
 use crate::session::Standing;
-
-/// Digests for which this twin remembers that it posted NEED or BODY.
-const REMEMBERED_MAX: usize = 4096;
 
 /// This twin's side of the live candidates.
 #[derive(Debug, Default)]
@@ -24,11 +22,19 @@ pub struct Voting {
     /// Requests of candidates and of decided slots whose execution has not begun.
     in_log: BTreeMap<(ClientId, Seq), Slot>,
     /// Decided slots of which this twin lacks bodies; only for m > q.
-    incomplete: BTreeMap<Slot, u64>,
+    incomplete: BTreeMap<Slot, Incomplete>,
     /// Those of them that have become complete in this step.
     completed: Vec<Slot>,
-    needed: BTreeSet<Digest>,
-    given: BTreeSet<Digest>,
+    /// Bodies of decided slots that this twin has posted, each once. Invariant: of slots that are held.
+    given: BTreeMap<Slot, BTreeSet<Digest>>,
+}
+
+/// A decided slot of which this twin lacks bodies.
+#[derive(Debug)]
+struct Incomplete {
+    since_us: u64,
+    /// Bodies for which NEED was posted.
+    asked: BTreeSet<Digest>,
 }
 
 /// What a twin knows of a candidate besides the log.
@@ -37,11 +43,15 @@ pub struct Private {
     attempt: Attempt,
     pub requests: Vec<RequestRef>,
     pub bodies: Vec<Option<Request>>,
-    /// Signatures on ORDER that came with ENDORSEs (3: only for m = q).
+    /// Bodies for which this twin posted NEED. It goes with the candidate: what came for a void one is gone, too.
+    asked: BTreeSet<Digest>,
+    /// Bodies that this twin posted, each once.
+    given: BTreeSet<Digest>,
+    /// Signatures on ORDER that came with ENDORSEs (3: only for m = q), one of each twin.
     pub signatures: Vec<Authenticator>,
-    /// Requests whose BODY failed here.
+    /// Requests whose BODY failed here, each once.
     failed: Vec<RequestRef>,
-    /// Their bodies: a decision in spite of this twin vouches for them.
+    /// Their bodies, each once: a decision in spite of this twin, or HAVEs, vouch for them.
     pub unverified: Vec<(Digest, Request)>,
     /// No request twice.
     proper: bool,
@@ -55,18 +65,25 @@ enum Vote {
     Nack,
 }
 
+impl Private {
+    /// Whether this twin endorsed it, and so has made its slot durable.
+    pub fn is_endorsed(&self) -> bool {
+        self.voted == Some(Vote::Endorse)
+    }
+
+    /// Bodies that are missing and that this twin has not asked for.
+    fn unasked(&self) -> impl Iterator<Item = Digest> + '_ {
+        (self.requests.iter().zip(&self.bodies))
+            .filter(|(request, body)| body.is_none() && !self.asked.contains(&request.digest))
+            .map(|(request, _)| request.digest)
+    }
+}
+
 /// What a follower makes of a candidate.
 enum Judgement {
     Endorse,
     Nack(Vec<RequestRef>),
     Wait,
-}
-
-impl Private {
-    /// Whether this twin endorsed it, and so has it in its write-ahead log.
-    pub fn is_endorsed(&self) -> bool {
-        self.voted == Some(Vote::Endorse)
-    }
 }
 
 impl Voting {
@@ -126,7 +143,17 @@ impl Voting {
 
     /// A slot was decided without all bodies being here.
     pub fn note_incomplete(&mut self, slot: Slot, now_us: u64) {
-        self.incomplete.insert(slot, now_us);
+        let incomplete = Incomplete {
+            since_us: now_us,
+            asked: BTreeSet::new(),
+        };
+        self.incomplete.insert(slot, incomplete);
+    }
+
+    /// Whether a request of this session with a number up to `seq` is in the log and not yet executed.
+    pub fn is_session_in_log(&self, client: ClientId, seq: Seq) -> bool {
+        let mut range = self.in_log.range((client, Seq(0))..=(client, seq));
+        range.next().is_some()
     }
 
     /// A body has come: fills it in wherever a candidate lacks it.
@@ -147,14 +174,6 @@ impl Voting {
         };
         self.candidates.values().any(missing)
     }
-}
-
-/// Remembers that something was posted for this digest; whether it is the first time.
-fn remember(set: &mut BTreeSet<Digest>, digest: Digest) -> bool {
-    if set.len() >= REMEMBERED_MAX {
-        set.clear();
-    }
-    set.insert(digest)
 }
 
 impl Replica {
@@ -180,6 +199,8 @@ impl Replica {
             attempt: candidate.attempt,
             requests,
             bodies,
+            asked: BTreeSet::new(),
+            given: BTreeSet::new(),
             signatures: Vec::new(),
             failed: Vec::new(),
             unverified: Vec::new(),
@@ -199,8 +220,30 @@ impl Replica {
     ) {
         if let Some(private) = self.voting.candidates.get_mut(&slot)
             && private.attempt == attempt
+            && (private.signatures.iter()).all(|a| a.twin != authenticator.twin)
         {
             private.signatures.push(authenticator.clone());
+        }
+    }
+
+    /// This twin's own NACK was read back. When it does not count, HAVEs bar it (4.3): the twin votes again.
+    pub(super) fn own_nack_read(&mut self, slot: Slot, attempt: Attempt) {
+        let me = self.config.twin();
+        let counts = |candidate: &Candidate| candidate.has_vote_of(me);
+        if !self.log.candidate(slot).is_some_and(counts)
+            && let Some(private) = self.voting.candidates.get_mut(&slot)
+            && private.attempt == attempt
+        {
+            private.voted = None;
+        }
+    }
+
+    /// HAVEs of `q` twins stand for the MAC of a request whose BODY failed here (4.3).
+    pub(super) fn voting_had(&mut self, request: &RequestRef) {
+        let mut unverified = (self.voting.candidates.values()).flat_map(|p| &p.unverified);
+        let body = unverified.find(|(digest, _)| *digest == request.digest);
+        if let Some((digest, body)) = body.cloned() {
+            self.fill_body(digest, &body);
         }
     }
 
@@ -257,15 +300,28 @@ impl Replica {
             return Judgement::Nack(failed);
         }
         let complete = private.bodies.iter().all(Option::is_some);
-        let early = private
-            .requests
-            .iter()
-            .any(|r| self.sessions.standing(r.client, r.seq) == Standing::Early);
-        if complete && (!early || is_out(Rule::ClientWindow)) {
+        // 4.3: no (c,s) in the session table; it waits for its leader to be replaced. One whose session has expired
+        // meanwhile is executed as a no-op: its leader could not foresee it.
+        let waits =
+            private
+                .requests
+                .iter()
+                .any(|r| match self.sessions.standing(r.client, r.seq) {
+                    Standing::Early | Standing::Executed => true,
+                    Standing::Open | Standing::Expired => false,
+                });
+        let waits = waits && !is_out(Rule::ClientWindow);
+        if complete && !waits && self.is_within_bytes(&private.bodies) {
             Judgement::Endorse
         } else {
             Judgement::Wait
         }
+    }
+
+    /// 4.2: a batch of more than one request has at most `max_batch_bytes`.
+    fn is_within_bytes(&self, bodies: &[Option<Request>]) -> bool {
+        let bytes: usize = (bodies.iter().flatten()).map(|r| r.operation.len()).sum();
+        bodies.len() == 1 || bytes <= self.config.tuning.batch_bytes_max
     }
 
     fn endorse(&mut self, slot: Slot, out: &mut Effects) {
@@ -342,67 +398,65 @@ impl Replica {
         }
     }
 
-    /// 4.3: NEED is answered by the leader and by whoever posted HAVE, once a digest.
+    /// 4.3: NEED is answered by the leader and by whoever posted HAVE; for a decided slot by everybody, because a bad
+    /// leader may keep the body to itself. Once a candidate and digest.
     pub(super) fn handle_need(&mut self, sender: TwinId, digest: Digest, out: &mut Effects) {
-        if sender == self.config.twin() || !self.log.is_primary() {
+        if sender == self.config.twin() {
             return;
         }
-        let Some(request) = self.find_body(digest) else {
-            return;
-        };
-        let client = request.request.client;
-        let had =
-            self.log.is_nacked(client) && self.pool.find(&request.request.reference()).is_some();
         // A leader asks when it has lost by a restart what it proposed.
-        let lost = self
-            .log
-            .live_view()
-            .is_some_and(|view| self.config.shape.leader(view).twin == sender);
-        if (self.is_leader() || had || lost) && remember(&mut self.voting.given, digest) {
-            out.post(Entry::Body { request });
+        let view = self.log.live_view().filter(|_| self.log.is_primary());
+        let leader = view.map(|view| self.config.shape.leader(view).twin);
+        let leads = leader == Some(self.config.twin()) || leader == Some(sender);
+        let named = |private: &&mut Private| private.requests.iter().any(|r| r.digest == digest);
+        if let Some(private) = self.voting.candidates.values_mut().find(named) {
+            let named = private.requests.iter().find(|r| r.digest == digest);
+            let Some(request) = named.and_then(|r| self.pool.find(r)) else {
+                return;
+            };
+            if (leads || self.log.is_nacked(request.request.client)) && private.given.insert(digest)
+            {
+                let request = request.clone();
+                out.post(Entry::Body { request });
+            }
+        } else if let Some((slot, request)) = self.slots.find_body(digest) {
+            if self.voting.given.entry(slot).or_default().insert(digest) {
+                // Decided: the digest alone vouches for it.
+                let request = SignedRequest {
+                    request: request.clone(),
+                    host: self.config.host(),
+                    macs: Vec::new(),
+                };
+                out.post(Entry::Body { request });
+            }
+            let slots = &self.slots;
+            self.voting
+                .given
+                .retain(|slot, _| slots.get(*slot).is_some());
         }
-    }
-
-    /// A body that a live candidate or a decided slot names.
-    fn find_body(&self, digest: Digest) -> Option<SignedRequest> {
-        let mut references = self
-            .voting
-            .candidates
-            .values()
-            .flat_map(|private| &private.requests);
-        if let Some(reference) = references.find(|r| r.digest == digest) {
-            return self.pool.find(reference).cloned();
-        }
-        // Decided: the digest alone vouches for it.
-        let request = self.slots.find_body(digest)?.clone();
-        Some(SignedRequest {
-            request,
-            host: self.config.host(),
-            macs: Vec::new(),
-        })
     }
 
     /// An authentic body: fills it in wherever this twin lacks it.
     pub(super) fn fill_body(&mut self, digest: Digest, request: &Request) {
         self.voting.fill(digest, request);
-        let slots = &mut self.slots;
-        let completed = &mut self.voting.completed;
+        let (slots, completed) = (&mut self.slots, &mut self.voting.completed);
         self.voting.incomplete.retain(|slot, _| {
-            slots.get_mut(*slot).is_some_and(|data| {
-                data.fill(digest, request);
-                if data.is_complete() {
-                    completed.push(*slot);
-                }
-                !data.is_complete()
-            })
+            let Some(data) = slots.get_mut(*slot) else {
+                return false;
+            };
+            data.fill(digest, request);
+            if data.is_complete() {
+                completed.push(*slot);
+            }
+            !data.is_complete()
         });
     }
 
-    /// Slots whose missing bodies have come since they were decided go to the write-ahead log.
+    /// Slots whose missing bodies have come since they were decided go to the write-ahead log, and are signed.
     pub(super) fn poll_completed(&mut self, out: &mut Effects) {
         for slot in std::mem::take(&mut self.voting.completed) {
             if self.slots.get(slot).is_some() {
-                self.persist_slot(slot, out);
+                self.handle_completed(slot, out);
             }
         }
     }
@@ -441,73 +495,59 @@ impl Replica {
             .live_view()
             .is_some_and(|view| self.config.shape.leader(view).twin == sender);
         for private in self.voting.candidates.values_mut() {
-            if private.requests.contains(&reference) {
+            if !private.requests.contains(&reference) {
+                continue;
+            }
+            if private.unverified.iter().all(|(known, _)| *known != digest) {
                 private.unverified.push((digest, signed.request.clone()));
-                if from_leader {
-                    private.failed.push(reference);
-                }
+            }
+            if from_leader && !private.failed.contains(&reference) {
+                private.failed.push(reference);
             }
         }
     }
 
-    /// Asks for bodies that have not come from their clients in time.
+    /// Asks for bodies that have not come from their clients in time, once a candidate or decided slot.
     pub(super) fn voting_timer(&mut self, out: &mut Effects) {
+        let tuning = &self.config.tuning;
+        let due = self.now.mono_us.saturating_sub(tuning.need_after_us);
+        let mut missing: Vec<Digest> = Vec::new();
+        // The candidates are few: as many as may be in flight. A leader has what it proposes.
         let leads = self.is_leader();
-        let due = self
-            .now
-            .mono_us
-            .saturating_sub(self.config.tuning.need_after_us);
-        let candidates = self.voting.candidates.values();
-        let mut missing: Vec<Digest> = candidates
-            .filter(|private| private.seen_us <= due && !leads)
-            .flat_map(|private| private.requests.iter().zip(&private.bodies))
-            .filter(|(_, body)| body.is_none())
-            .map(|(request, _)| request.digest)
-            .collect();
-        for (slot, _) in self
-            .voting
-            .incomplete
-            .iter()
-            .filter(|(_, since)| **since <= due)
-        {
-            missing.extend(
-                self.slots
-                    .get(*slot)
-                    .map(super::slots::SlotData::missing)
-                    .unwrap_or_default(),
-            );
+        for private in self.voting.candidates.values_mut() {
+            if !leads && private.seen_us <= due {
+                let unasked: Vec<Digest> = private.unasked().collect();
+                private.asked.extend(&unasked);
+                missing.extend(unasked);
+            }
+        }
+        for (slot, incomplete) in &mut self.voting.incomplete {
+            if incomplete.since_us <= due {
+                let data = self.slots.get(*slot);
+                let unasked = data.map(|d| d.missing()).unwrap_or_default();
+                missing.extend(unasked.into_iter().filter(|d| incomplete.asked.insert(*d)));
+            }
         }
         for digest in missing {
-            if remember(&mut self.voting.needed, digest) {
-                out.post(Entry::Need { digest });
-            }
+            out.post(Entry::Need { digest });
         }
     }
 
     pub(super) fn voting_deadline(&self) -> Option<u64> {
-        let leads = self.is_leader();
-        let unasked = |digest: &Digest| !self.voting.needed.contains(digest);
-        let waits = |private: &&Private| {
-            let mut pairs = private.requests.iter().zip(&private.bodies);
-            !leads
-                && private.voted.is_none()
-                && pairs.any(|(r, b)| b.is_none() && unasked(&r.digest))
-        };
-        let candidate = self
-            .voting
-            .candidates
-            .values()
-            .find(waits)
-            .map(|p| p.seen_us);
+        let waits =
+            |private: &&Private| private.voted.is_none() && private.unasked().next().is_some();
+        let mut candidates = self.voting.candidates.values();
+        let candidate = candidates.find(waits).map(|p| p.seen_us);
+        let candidate = candidate.filter(|_| !self.is_leader());
         let slot = self
             .voting
             .incomplete
             .iter()
-            .find(|(slot, _)| {
-                let data = self.slots.get(**slot);
-                data.is_some_and(|data| data.missing().iter().any(unasked))
-            })
-            .map(|(_, since)| *since);
+            .find_map(|(slot, incomplete)| {
+                let missing = self.slots.get(*slot)?.missing();
+                let unasked = missing.iter().any(|d| !incomplete.asked.contains(d));
+                unasked.then_some(incomplete.since_us)
+            });
         let first = [candidate, slot].into_iter().flatten().min()?;
         Some(first + self.config.tuning.need_after_us)
     }

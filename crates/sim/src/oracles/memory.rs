@@ -17,7 +17,9 @@ pub fn check_footprint(
     for (what, count) in replica.footprint() {
         let bound = match what {
             "slots" | "waiting_orders" => slots,
-            "pool" | "queue" => tuning.pending_requests_max,
+            "pool" => tuning.pending_requests_max,
+            // It may name requests that gave way in the pool.
+            "queue" => 2 * tuning.pending_requests_max,
             "sessions" => {
                 tuning.sessions_max * usize::try_from(crate::cast::CLIENTS_MAX).unwrap_or(1)
             }
