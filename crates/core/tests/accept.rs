@@ -196,8 +196,8 @@ fn a_wrong_batch_under_a_valid_certificate_blocks_nothing() {
     let mut wrong = second.clone();
     wrong.bodies = vec![bodies[0].clone()];
     let other = ReplicaId::new(0, 1);
-    host.peer(0, other, PeerMessage::Order(wrong));
-    host.peer(0, LEADER, PeerMessage::Order(second));
+    host.peer(0, LEADER, PeerMessage::Order(wrong));
+    host.peer(0, other, PeerMessage::Order(second));
     host.peer(0, LEADER, PeerMessage::Order(first));
     host.read(0);
     assert_eq!(host.posted(0, "ACCEPT"), 2);

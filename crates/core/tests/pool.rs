@@ -7,7 +7,9 @@ use twinbft_core::{Effect, PeerFault, Refusal, Tuning};
 use twinbft_types::ClientId;
 
 fn pooled(host: &Host, twin: usize) -> usize {
-    host.twins[twin].core.footprint()["pool"]
+    let footprint = host.twins[twin].core.footprint();
+    let pool = footprint.iter().find(|(what, _)| *what == "pool");
+    pool.expect("it is counted").1
 }
 
 /// An early request of a session of which nothing was ever seen would wait for ever.

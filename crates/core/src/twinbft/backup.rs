@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use twinbft_types::wire::{OrderMessage, PeerMessage};
 use twinbft_types::{
-    Digest, Entry, ReplicaId, Request, RequestRef, Slot, Statement, TwinId, View, batch_digest,
-    history,
+    Authenticator, Digest, Entry, ReplicaId, Request, RequestRef, Slot, Statement, TwinId, View,
+    batch_digest, history,
 };
 
 use super::Replica;
@@ -17,15 +17,79 @@ use crate::io::{Effect, Effects};
 use crate::mutants::{Rule, out as is_out};
 use crate::record::Record;
 
+/// Bytes of operations in orders that wait for their turn; the highest slots give way, and are fetched when it comes.
+const WAITING_BYTES_MAX: usize = 32 << 20;
+
+/// Orders with valid certificates beyond the next slot. Whether a batch belongs to its certificate shows when its turn
+/// comes, so one of each sender waits.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Invariant: slots lie between the marks.
+    orders: BTreeMap<(Slot, ReplicaId), OrderMessage>,
+    /// Of their operations. Invariant: at most [`WAITING_BYTES_MAX`].
+    bytes: usize,
+}
+
+impl Waiting {
+    fn insert(&mut self, slot: Slot, from: ReplicaId, order: OrderMessage) {
+        let of_slot = (slot, ReplicaId::new(0, 0))..=(slot, ReplicaId::new(u8::MAX, u8::MAX));
+        let is_same =
+            |o: &OrderMessage| o.timestamp_us == order.timestamp_us && o.bodies == order.bodies;
+        if self.orders.range(of_slot).any(|(_, known)| is_same(known)) {
+            return;
+        }
+        self.bytes += operation_bytes(&order);
+        if let Some(replaced) = self.orders.insert((slot, from), order) {
+            self.bytes -= operation_bytes(&replaced);
+        }
+        while self.bytes > WAITING_BYTES_MAX
+            && let Some((_, highest)) = self.orders.pop_last()
+        {
+            self.bytes -= operation_bytes(&highest);
+        }
+    }
+
+    fn drop_up_to(&mut self, slot: Slot) {
+        while let Some(first) = self
+            .orders
+            .first_entry()
+            .filter(|first| first.key().0 <= slot)
+        {
+            self.bytes -= operation_bytes(&first.remove());
+        }
+    }
+
+    /// The next one of this slot; those of lower ones are dropped.
+    fn take(&mut self, slot: Slot) -> Option<(ReplicaId, OrderMessage)> {
+        while let Some(first) = self.orders.first_entry() {
+            let (at, from) = *first.key();
+            if at > slot {
+                return None;
+            }
+            let order = first.remove();
+            self.bytes -= operation_bytes(&order);
+            if at == slot {
+                return Some((from, order));
+            }
+        }
+        None
+    }
+}
+
+fn operation_bytes(order: &OrderMessage) -> usize {
+    order.bodies.iter().map(|r| r.operation.len()).sum()
+}
+
 /// What only a backup keeps.
 #[derive(Debug, Default)]
 pub struct Backup {
     /// The last slot of this twin's own chain.
     tip: Slot,
-    /// Valid certificates beyond the next slot. Invariant: slots lie between the marks.
-    waiting: BTreeMap<Slot, (ReplicaId, OrderMessage)>,
+    waiting: Waiting,
     /// The last slot whose acceptance by this host is certain, read back or not.
     foreseen: Slot,
+    /// The signatures on ACKs of such slots, posted behind the ACCEPTs and not counted before these are read back.
+    foreseen_acks: BTreeMap<Slot, (Statement, Authenticator)>,
     /// The highest slot between the marks that anybody spoke of.
     heard: Slot,
     /// Since when `heard` lies beyond the tip.
@@ -36,7 +100,7 @@ pub struct Backup {
 
 impl Backup {
     pub fn waiting_len(&self) -> usize {
-        self.waiting.len()
+        self.waiting.orders.len()
     }
 
     /// The last slot of this twin's own chain.
@@ -51,7 +115,8 @@ impl Backup {
 
     /// A view is fenced or installed: what waits for the one before is worth nothing any more.
     pub fn leave_view(&mut self) {
-        self.waiting.clear();
+        self.waiting = Waiting::default();
+        self.foreseen_acks.clear();
         self.foreseen = Slot(0);
         self.heard = Slot(0);
         self.behind_since_us = None;
@@ -65,7 +130,7 @@ impl Backup {
     /// This twin holds its chain up to here.
     pub fn raise_tip(&mut self, slot: Slot) {
         self.tip = self.tip.max(slot);
-        self.waiting = self.waiting.split_off(&self.tip.next());
+        self.waiting.drop_up_to(self.tip);
     }
 }
 
@@ -105,25 +170,34 @@ impl Replica {
             self.repeat_ack(from, out);
             return Ok(());
         }
-        if self.backup.waiting.contains_key(&slot) {
+        if self.backup.waiting.orders.contains_key(&(slot, from)) {
             return Ok(());
         }
         self.hear_of(slot);
         if slot > self.high_mark() {
             return Err(PeerFault::BeyondMarks { from });
         }
-        if order.bodies.len() > self.config.tuning.batch_requests_max {
+        if self.is_too_large(&order) {
             return Err(PeerFault::BatchTooLarge { from });
         }
         self.verify(from, &order.certificate)?;
         if slot > self.backup.tip.next() {
             // 4.5: out-of-order slots wait.
-            self.backup.waiting.insert(slot, (from, order));
+            self.backup.waiting.insert(slot, from, order);
             return Ok(());
         }
         self.accept(from, order, out)?;
         self.catch_up_note();
         Ok(())
+    }
+
+    /// 4.2: no leader makes such a batch.
+    fn is_too_large(&self, order: &OrderMessage) -> bool {
+        let tuning = &self.config.tuning;
+        let largest = order.bodies.iter().map(|r| r.operation.len()).max();
+        order.bodies.len() > tuning.batch_requests_max
+            || largest.is_some_and(|bytes| bytes > tuning.request_bytes_max)
+            || (order.bodies.len() > 1 && operation_bytes(order) > tuning.batch_bytes_max)
     }
 
     /// 4.5: a valid certificate for the installed view and the next slot that extends this twin's chain.
@@ -204,6 +278,41 @@ impl Replica {
         }
     }
 
+    /// The signature on the ACK goes behind the ACCEPT, so whoever reads it has read that. But no certificate may leave
+    /// this twin before the ACCEPT is in the log: if it never came there, the host would have forgotten what it said.
+    pub(super) fn foresee_ack(
+        &mut self,
+        slot: Slot,
+        statement: Statement,
+        lazy: bool,
+        out: &mut Effects,
+    ) {
+        let signed = self.signed(statement.clone());
+        let authenticator = self.config.keys.sign(self.config.shape, &signed);
+        let entry = Entry::Sign {
+            statement: statement.clone(),
+            authenticator: authenticator.clone(),
+        };
+        out.push(Effect::Post { entry, lazy });
+        let acks = &mut self.backup.foreseen_acks;
+        acks.insert(slot, (statement, authenticator));
+    }
+
+    /// Own ACCEPTs of foreseen slots were read back: the signatures that were posted behind them count from now on.
+    pub(super) fn count_foreseen_acks(&mut self, out: &mut Effects) {
+        let above = self.log.accepted().0.next();
+        let above = self.backup.foreseen_acks.split_off(&above);
+        for (statement, authenticator) in
+            std::mem::replace(&mut self.backup.foreseen_acks, above).into_values()
+        {
+            if self.book.decide(&statement)
+                && let Some(certificate) = self.book.sign(&statement, authenticator)
+            {
+                self.send_certificate(&statement, certificate, out);
+            }
+        }
+    }
+
     /// The last slot that this host has accepted, or is certain to accept by what this twin has posted.
     pub(super) fn surely_accepted(&self) -> Slot {
         self.log.accepted().0.max(self.backup.foreseen)
@@ -235,14 +344,14 @@ impl Replica {
 
     /// 4.5: what waited for the slot before it.
     pub(super) fn poll_waiting(&mut self, out: &mut Effects) {
-        while let Some((from, order)) = self.backup.waiting.remove(&self.backup.tip.next()) {
+        while let Some((from, order)) = self.backup.waiting.take(self.backup.tip.next()) {
             let Statement::Order { slot, .. } = order.certificate.signed.statement else {
                 unreachable!("checked when it came in");
             };
-            // A wrong batch under a valid certificate: the right one is fetched.
+            // A wrong batch under a valid certificate: the right one may wait behind it, or is fetched.
             if self.accept(from, order, out).is_err() {
                 self.hear_of(slot);
-                return;
+                continue;
             }
             self.catch_up_note();
         }

@@ -31,6 +31,8 @@ pub struct Checkpoints {
     decided: Option<(Slot, Digest)>,
     /// Since when an own digest waits for `Q` hosts, or when they were last asked.
     waiting_since_us: Option<u64>,
+    /// How often they were asked since the last stable checkpoint.
+    repeats: u32,
 }
 
 /// What is replicated besides the service's state.
@@ -229,6 +231,7 @@ impl Replica {
             return;
         }
         self.stable = slot;
+        self.checkpoints.repeats = 0;
         self.checkpoints.stable = own;
         self.checkpoints.trim(slot);
         self.checkpoints.waiting_since_us =
@@ -249,7 +252,8 @@ impl Replica {
             return;
         }
         self.checkpoints.waiting_since_us = Some(self.now.mono_us);
-        let wanted = self.execution.executed().next();
+        self.checkpoints.repeats += 1;
+        let wanted = self.first_not_held();
         let question = Arc::new(PeerMessage::FetchSlots {
             first: wanted,
             last: wanted,
@@ -258,7 +262,8 @@ impl Replica {
     }
 
     pub(super) fn checkpoint_deadline(&self) -> Option<u64> {
-        Some(self.checkpoints.waiting_since_us? + self.config.tuning.fetch_after_us)
+        let pause = self.pause_us(self.checkpoints.repeats);
+        Some(self.checkpoints.waiting_since_us? + pause)
     }
 
     /// The latest CHECKPOINT certificate of this host, for one who may lack it.

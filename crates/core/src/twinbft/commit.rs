@@ -23,6 +23,8 @@ const HURRY_WITHIN_US: u64 = 3_000;
 const HURRY_AFTER: u32 = 3;
 /// Then so many slots are acknowledged at once.
 const HURRY_SLOTS: u64 = 256;
+/// The longest pause between two repetitions, in microseconds.
+const PAUSE_MAX_US: u64 = 1_000_000;
 
 /// What this twin knows of the other hosts' acceptance.
 #[derive(Debug, Default)]
@@ -33,6 +35,8 @@ pub struct Commit {
     reopened: Option<(View, Slot)>,
     /// When this twin was last up to date, or last asked for ACKs.
     waiting_since_us: Option<u64>,
+    /// How often it has asked since the last commit.
+    repeats: u32,
     /// What this twin does about ACKs of its own host.
     acking: Acking,
     /// This host's newest ACK that is certified.
@@ -124,7 +128,7 @@ impl Commit {
     }
 
     /// The highest slot that this host has acknowledged in `view`.
-    fn acknowledged(&self, host: HostId, view: View) -> Slot {
+    pub fn acknowledged(&self, host: HostId, view: View) -> Slot {
         self.acks
             .get(&host)
             .filter(|(v, _)| *v == view)
@@ -141,6 +145,9 @@ impl Replica {
         history: Digest,
         out: &mut Effects,
     ) {
+        if slot <= self.log.accepted().0 {
+            self.count_foreseen_acks(out);
+        }
         let acking = &mut self.commit.acking;
         if acking.noted >= (view, slot) {
             return;
@@ -202,7 +209,12 @@ impl Replica {
             history,
             beat: None,
         };
-        self.sign_decided(&statement, lazy, out);
+        // An acceptance that is only foreseen: nothing may leave before it is read back.
+        if slot > self.log.accepted().0 {
+            self.foresee_ack(slot, statement, lazy, out);
+        } else {
+            self.sign_decided(&statement, lazy, out);
+        }
     }
 
     /// A sibling signed an ACK: what the log has decided is signed by all, or there would be no certificate.
@@ -364,11 +376,15 @@ impl Replica {
         accepted.sort_unstable_by(|a, b| b.cmp(a));
         // What this host has not accepted itself is not executed here, whoever else has it.
         let committed = accepted[shape.host_quorum() - 1].min(own);
+        let progresses = committed > self.commit.committed;
         self.commit.committed = self.commit.committed.max(committed);
         if self.commit.committed == own {
             self.commit.waiting_since_us = None;
-        } else if self.commit.waiting_since_us.is_none() {
+            self.commit.repeats = 0;
+        } else if self.commit.waiting_since_us.is_none() || progresses {
+            // While slots are committed there is nothing to ask for.
             self.commit.waiting_since_us = Some(self.now.mono_us);
+            self.commit.repeats = 0;
         }
     }
 
@@ -383,7 +399,8 @@ impl Replica {
             return;
         }
         self.commit.waiting_since_us = Some(self.now.mono_us);
-        let wanted = self.commit.committed.next();
+        self.commit.repeats += 1;
+        let wanted = self.first_not_held();
         let question = Arc::new(PeerMessage::FetchSlots {
             first: wanted,
             last: wanted,
@@ -400,7 +417,20 @@ impl Replica {
         if self.is_leader() {
             return None;
         }
-        Some(self.commit.waiting_since_us? + self.config.tuning.fetch_after_us)
+        let pause = self.pause_us(self.commit.repeats);
+        Some(self.commit.waiting_since_us? + pause)
+    }
+
+    /// How long to wait for an answer that did not come so often: twice as long each time, up to a second.
+    pub(super) fn pause_us(&self, repeats: u32) -> u64 {
+        let first = self.config.tuning.fetch_after_us;
+        (first << repeats.min(10)).min(PAUSE_MAX_US).max(first)
+    }
+
+    /// The slot after all that this twin holds: who asks for it wants the certificates that come with the answer, and
+    /// no bodies that it has.
+    pub(super) fn first_not_held(&self) -> Slot {
+        self.backup.tip().max(self.log.accepted().0).next()
     }
 }
 

@@ -29,6 +29,9 @@ struct Open {
     history: Digest,
     said: Vec<(TwinId, Digest)>,
     verdicts: BTreeMap<HostId, Digest>,
+    /// When the other hosts are asked again, and how often they were: the question or the answers may be lost.
+    ask_at_us: u64,
+    repeats: u32,
 }
 
 impl Divergences {
@@ -68,6 +71,8 @@ impl Replica {
             history,
             said,
             verdicts: BTreeMap::new(),
+            ask_at_us: self.now.mono_us + self.pause_us(0),
+            repeats: 0,
         };
         self.divergences.open.insert(slot, open);
         if self.divergences.open.len() > OPEN_MAX {
@@ -75,6 +80,29 @@ impl Replica {
         }
         let question = Arc::new(PeerMessage::FetchSlotResult { slot, history });
         self.send_to_counterparts(self.config.shape.all_hosts(), &question, out);
+    }
+
+    /// Asks again, and another twin of each host, about what no verdict has come for.
+    pub(super) fn divergence_timer(&mut self, out: &mut Effects) {
+        let now = self.now.mono_us;
+        let due: Vec<(Slot, Digest, u32)> = (self.divergences.open.iter())
+            .filter(|(_, open)| open.ask_at_us <= now)
+            .map(|(slot, open)| (*slot, open.history, open.repeats))
+            .collect();
+        for (slot, history, repeats) in due {
+            let question = Arc::new(PeerMessage::FetchSlotResult { slot, history });
+            self.ask_around(&question, out);
+            let pause = self.pause_us(repeats + 1);
+            if let Some(open) = self.divergences.open.get_mut(&slot) {
+                open.repeats += 1;
+                open.ask_at_us = now + pause;
+            }
+        }
+    }
+
+    pub(super) fn divergence_deadline(&self) -> Option<u64> {
+        let open = self.divergences.open.values();
+        open.map(|open| open.ask_at_us).min()
     }
 
     /// Another host asks for SLOT-RESULT(n, h_n, results digest).

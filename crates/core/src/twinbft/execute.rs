@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use twinbft_types::{
-    Digest, Domain, Entry, Mac, ProcessId, Request, RequestRef, ResultMac, Slot, Statement,
+    ClientId, Digest, Domain, Entry, Mac, ProcessId, Request, RequestRef, ResultMac, Seq, Slot,
+    Statement,
 };
 
 use super::Replica;
 use crate::io::{Effect, Effects, Execute};
+use crate::record::Record;
 use crate::session::Kept;
 
 /// Slots that the service may have before it at once.
@@ -36,6 +38,12 @@ struct Outstanding {
 impl Execution {
     pub const fn executed(&self) -> Slot {
         self.executed
+    }
+
+    /// Whether the service is executing this request now.
+    pub fn is_under_way(&self, client: ClientId, seq: Seq) -> bool {
+        let mut plans = self.outstanding.iter().flat_map(|slot| &slot.plan);
+        plans.any(|(request, runs)| *runs && (request.client, request.seq) == (client, seq))
     }
 
     /// The last slot that was handed to the service.
@@ -150,13 +158,17 @@ impl Replica {
             })
             .collect();
         assert!(results.next().is_none(), "one result for each request");
-        let replied = self.reply_early(slot, history, &macs, out);
         let entry = Entry::Results {
             slot,
             history,
             view: None,
-            results: macs,
+            results: macs.clone(),
         };
+        // 3: with one host there is no other trace of what was executed.
+        if self.config.shape.hosts() == 1 {
+            out.push(Effect::Persist(Record::Promise(entry.clone())));
+        }
+        let replied = self.reply_early(slot, history, &macs, out);
         // When the replies are out, the siblings need these results for the record only.
         out.push(Effect::Post {
             entry,

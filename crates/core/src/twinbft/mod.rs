@@ -282,6 +282,7 @@ impl Replica {
         self.order_timer(out);
         self.commit_timer(out);
         self.checkpoint_timer(out);
+        self.divergence_timer(out);
         self.beat_timer(out);
         self.chain_timer(out);
         self.views_timer(out);
@@ -304,6 +305,7 @@ impl Replica {
             self.leader_deadline(),
             self.commit_deadline(),
             self.checkpoint_deadline(),
+            self.divergence_deadline(),
             self.beat_deadline(),
             self.chain_deadline(),
             self.views_deadline(),
@@ -505,9 +507,20 @@ impl Replica {
 
     /// Asks one twin of each other host, another one each time: a counterpart may be mute.
     fn ask_around(&mut self, message: &Arc<PeerMessage>, out: &mut Effects) {
+        let hosts = self.config.shape.all_hosts();
+        self.ask_hosts(hosts, message, out);
+    }
+
+    /// The same of these hosts alone.
+    fn ask_hosts(
+        &mut self,
+        hosts: impl IntoIterator<Item = HostId>,
+        message: &Arc<PeerMessage>,
+        out: &mut Effects,
+    ) {
         self.asked = self.asked.wrapping_add(1);
         let twin = self.config.twin().0.wrapping_add(self.asked) % self.config.shape.twins();
-        self.send_to_twin(TwinId(twin), self.config.shape.all_hosts(), message, out);
+        self.send_to_twin(TwinId(twin), hosts.into_iter(), message, out);
     }
 
     fn send_to_twin(

@@ -1,6 +1,6 @@
 //! A slot is decided on the primary host: sign it and send it to the backups (protocol.md 4.4).
 
-use twinbft_types::{Authenticator, Digest, Entry, ReplicaId, Slot, Statement, View};
+use twinbft_types::{Authenticator, Digest, Entry, HostId, ReplicaId, Slot, Statement, View};
 
 use super::Replica;
 use super::slots::SlotData;
@@ -176,19 +176,27 @@ impl Replica {
         if !self.log.is_primary() {
             return;
         }
-        let (now, after) = (self.now.mono_us, self.config.tuning.fetch_after_us);
+        let view = self.log.current_view();
+        let now = self.now.mono_us;
         let quorum = self.config.shape.twin_quorum();
-        let first = self.first_uncommitted();
-        let mut messages = Vec::new();
-        for (slot, data) in self.slots.iter_mut_from(first) {
-            if data.since_us + after > now {
-                break;
-            }
+        let due: Vec<Slot> = (self.slots.iter_from(self.first_uncommitted()))
+            .filter(|(_, data)| data.since_us + self.pause_us(data.repeats) <= now)
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in due {
+            let Some(data) = self.slots.get_mut(slot) else {
+                continue;
+            };
             data.since_us = now;
-            messages.extend(data.order(slot, quorum));
-        }
-        for message in messages {
-            self.ask_around(&message, out);
+            data.repeats += 1;
+            let Some(message) = data.order(slot, quorum) else {
+                continue;
+            };
+            // Who has acknowledged it has it.
+            let lacking: Vec<HostId> = (self.config.shape.all_hosts())
+                .filter(|host| self.commit.acknowledged(*host, view) < slot)
+                .collect();
+            self.ask_hosts(lacking, &message, out);
         }
     }
 
@@ -203,8 +211,9 @@ impl Replica {
         if !self.log.is_primary() {
             return None;
         }
-        let data = self.slots.get(self.first_uncommitted())?;
-        Some(data.since_us + self.config.tuning.fetch_after_us)
+        let slots = self.slots.iter_from(self.first_uncommitted());
+        let due = slots.map(|(_, data)| data.since_us + self.pause_us(data.repeats));
+        due.min()
     }
 
     /// A peer lacks slots (4.5).

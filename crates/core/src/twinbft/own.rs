@@ -28,29 +28,38 @@ enum Waits {
 
 /// This twin's posts that it has not read back yet, oldest first.
 #[derive(Debug, Default)]
-pub struct Own(VecDeque<Waits>);
+pub struct Own {
+    waits: VecDeque<Waits>,
+    /// Older ones that are not remembered: they are read back first.
+    dropped: usize,
+}
 
 impl Own {
     /// Remembers what a step has posted.
     pub fn note_posts(&mut self, effects: &[Effect]) {
         for effect in effects {
             if let Effect::Post { entry, lazy: _ } = effect {
-                self.0.push_back(waits(entry));
+                self.waits.push_back(waits(entry));
             }
         }
-        while self.0.len() > POSTS_MAX {
-            self.0.pop_front();
+        while self.waits.len() > POSTS_MAX {
+            self.waits.pop_front();
+            self.dropped += 1;
         }
     }
 
     /// They will not all be read back: the log was trimmed beyond this twin.
     pub fn clear(&mut self) {
-        self.0.clear();
+        *self = Self::default();
     }
 
     /// One of them was read back.
     pub fn note_read(&mut self) {
-        self.0.pop_front();
+        if self.dropped > 0 {
+            self.dropped -= 1;
+        } else {
+            self.waits.pop_front();
+        }
     }
 }
 
@@ -76,8 +85,8 @@ impl Replica {
     #[must_use]
     pub fn awaits_own_entries(&self) -> bool {
         let quorum = self.config.shape.twin_quorum();
-        self.own.0.len() >= POSTS_MAX
-            || self.own.0.iter().any(|waits| match waits {
+        self.own.waits.len() >= POSTS_MAX
+            || self.own.waits.iter().any(|waits| match waits {
                 Waits::Accept(slot) => {
                     *slot > self.surely_accepted() && self.log.accept_votes(*slot) + 1 >= quorum
                 }
@@ -87,5 +96,33 @@ impl Replica {
                 Waits::Nothing => true,
                 Waits::Forever => false,
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use twinbft_types::{Digest, View};
+
+    use super::*;
+
+    /// With more posts under way than are remembered, those that are read back are still told apart.
+    #[test]
+    fn more_posts_than_are_remembered_keep_their_order() {
+        let mut own = Own::default();
+        let posts: Vec<Effect> = (0..POSTS_MAX as u64 + 10)
+            .map(|slot| Effect::Post {
+                entry: Entry::Accept {
+                    view: View(0),
+                    slot: Slot(slot),
+                    history: Digest::ZERO,
+                },
+                lazy: false,
+            })
+            .collect();
+        own.note_posts(&posts);
+        (0..11).for_each(|_| own.note_read());
+        assert!(matches!(own.waits.front(), Some(Waits::Accept(Slot(11)))));
+        (0..POSTS_MAX).for_each(|_| own.note_read());
+        assert!(own.waits.is_empty());
     }
 }

@@ -558,6 +558,7 @@ impl Replica {
                 view.0 > 0 && !self.log.has_left(self.config.twin(), View(view.0 - 1))
             }
             Entry::Jump { slot, .. } => *slot > accepted,
+            Entry::Results { .. } => self.is_still_wanted(promise),
             Entry::Sign {
                 statement: Statement::Order { slot, .. },
                 ..

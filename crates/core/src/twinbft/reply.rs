@@ -74,6 +74,11 @@ impl Replica {
         history: Digest,
         results: &[ResultMac],
     ) {
+        // What counts for nothing in the log is not kept either: no reply may rest on it, and it may be large.
+        let is_batch = results.len() <= self.config.tuning.batch_requests_max;
+        if !self.log.compares(slot) || !is_batch {
+            return;
+        }
         let said = self.replies.slots.entry(slot).or_default();
         if said.iter().any(|(twin, _, _)| *twin == sender) {
             return;
@@ -276,6 +281,10 @@ impl Replica {
 
     /// 4.8: on a retransmission twins post RESULT afresh from the session table.
     pub(super) fn answer_again(&mut self, client: ClientId, seq: Seq, out: &mut Effects) {
+        // Its reply goes out when the service has answered.
+        if self.execution.is_under_way(client, seq) {
+            return;
+        }
         let Some(kept) = self.sessions.kept(client, seq).cloned() else {
             out.push(Effect::Refuse {
                 client,

@@ -29,8 +29,10 @@ pub struct SlotData {
     message: Option<Arc<PeerMessage>>,
     /// Whether this twin has sent it to the backups of its own accord.
     pub sent: bool,
-    /// When this twin first had it.
+    /// When this twin first had it, or last sent it again.
     pub since_us: u64,
+    /// How often it was sent again.
+    pub repeats: u32,
     /// Whether it is in the write-ahead log.
     pub is_persisted: bool,
 }
@@ -58,6 +60,7 @@ impl SlotData {
             message: None,
             sent: false,
             since_us: now_us,
+            repeats: 0,
             is_persisted: false,
         }
     }
