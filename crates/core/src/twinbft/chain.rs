@@ -303,7 +303,13 @@ impl Replica {
     /// Asks for what is missing, another twin each time.
     pub(super) fn chain_timer(&mut self, out: &mut Effects) {
         let shape = self.config.shape;
-        let targets: Vec<ReplicaId> = shape.receivers(self.config.host()).collect();
+        // 4.5: from any twin, siblings included: what was decided here and not sent yet is nowhere else.
+        let me = self.config.me;
+        let siblings = shape.all_twins().map(|twin| ReplicaId { twin, ..me });
+        let targets: Vec<ReplicaId> = shape
+            .receivers(self.config.host())
+            .chain(siblings.filter(|sibling| *sibling != me))
+            .collect();
         let first = usize::from(self.config.twin().0);
         let stride = usize::from(shape.twins()) + 1;
         for index in 0..self.chain.fetches.len() {
@@ -325,9 +331,6 @@ impl Replica {
     }
 
     pub(super) fn chain_deadline(&self) -> Option<u64> {
-        if self.config.shape.hosts() == 1 {
-            return None;
-        }
         let fetches = self.chain.fetches.iter();
         let open = fetches.filter(|fetch| !self.owns(fetch.missing.0, fetch.missing.1));
         open.map(|fetch| fetch.ask_at_us).min()

@@ -93,6 +93,11 @@ impl Checkpoints {
         self.stable.history
     }
 
+    /// The digest of the state at `L`.
+    pub const fn stable_digest(&self) -> Digest {
+        self.stable.digest
+    }
+
     /// The timestamp of slot `L`.
     pub const fn stable_timestamp_us(&self) -> u64 {
         self.stable.timestamp_us
@@ -240,6 +245,10 @@ impl Replica {
         let keep = self.config.tuning.checkpoint_slots;
         self.slots.trim(Slot(slot.0.saturating_sub(keep)));
         out.push(Effect::Persist(Record::Stable { slot, digest }));
+        // 5: the twins of a host that lags meet here, and take it along.
+        if self.log.accepted().0 < slot && !self.log.is_primary() {
+            self.jump(slot, out);
+        }
     }
 
     /// A CHECKPOINT certificate may be lost, or spoilt for this twin: it asks another twin of each host each

@@ -374,11 +374,22 @@ impl Replica {
             })
             .collect();
         accepted.sort_unstable_by(|a, b| b.cmp(a));
-        // What this host has not accepted itself is not executed here, whoever else has it.
-        let committed = accepted[shape.host_quorum() - 1].min(own);
+        // What this host has not accepted itself is not executed here, whoever else has it: its RESULT would come too early
+        // to count. A host that lags by more than a checkpoint cannot be waited for: its twins go on, each at its own pace,
+        // until they meet at a checkpoint and take the host along (5, JUMP).
+        let known = accepted[shape.host_quorum() - 1];
+        let interval = self.config.tuning.checkpoint_slots;
+        let lags_behind = |slot: Slot| own.0 + interval < slot.0;
+        let committed = if lags_behind(known) {
+            known
+        } else {
+            known.min(own)
+        };
+        let tip = self.backup.tip();
+        let wanted = if lags_behind(tip) { tip } else { own };
         let progresses = committed > self.commit.committed;
         self.commit.committed = self.commit.committed.max(committed);
-        if self.commit.committed == own {
+        if self.commit.committed >= wanted {
             self.commit.waiting_since_us = None;
             self.commit.repeats = 0;
         } else if self.commit.waiting_since_us.is_none() || progresses {

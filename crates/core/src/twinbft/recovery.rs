@@ -299,7 +299,7 @@ impl Replica {
         let committed = self.commit.committed();
         // Only what is committed is sure to be in the host's log. Above it may stand what a view change has dropped meanwhile.
         let sure = if self.owns(accepted, accepted_history) {
-            accepted
+            accepted.max(committed)
         } else {
             committed
         };
@@ -513,6 +513,13 @@ impl Replica {
             if self.still_counts(promise) {
                 out.post(promise.clone());
             }
+        }
+        // The service may have made a checkpoint durable just before its CHECKPOINT was promised: others wait for it.
+        let (slot, digest) = (self.stable, self.checkpoints.stable_digest());
+        let checkpoint = Entry::Checkpoint { slot, digest };
+        if slot > Slot(0) && slot <= self.log.accepted().0 && !is_posted(&checkpoint) {
+            out.push(Effect::Persist(Record::Promise(checkpoint.clone())));
+            out.post(checkpoint);
         }
         for (entry, lazy) in recovery.held {
             if !is_posted(&entry) && self.is_still_wanted(&entry) {

@@ -411,7 +411,7 @@ impl Replica {
     }
 
     /// 5: a twin posts JUMP only for a slot that it knows to be committed and holds durably.
-    fn jump(&mut self, slot: Slot, out: &mut Effects) {
+    pub(super) fn jump(&mut self, slot: Slot, out: &mut Effects) {
         let Some(history) = self.history_of(slot) else {
             return;
         };

@@ -70,7 +70,7 @@ pub(crate) struct Shared {
     progress: Arc<Progress>,
     metrics: Arc<NetMetrics>,
     hub: Hub,
-    /// All replicas of other hosts.
+    /// All other replicas: siblings, too, from which slots are fetched that nobody else has.
     peers: BTreeMap<ReplicaId, Arc<Peer>>,
 }
 
@@ -129,12 +129,15 @@ impl Network {
             .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT));
         let mut dialers = Vec::new();
-        for host in config.hosts.iter().filter(|host| host.id != me.host.0) {
+        for host in &config.hosts {
             for twin in &host.twins {
                 let id = ReplicaId {
                     host: HostId(host.id),
                     twin: TwinId(twin.id),
                 };
+                if id == me {
+                    continue;
+                }
                 let client_tls = ClientTlsConfig::new()
                     .ca_certificate(ca.clone())
                     .identity(identity.clone())

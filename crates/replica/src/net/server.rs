@@ -126,7 +126,7 @@ impl pb::twin_bft_server::TwinBft for Door {
         let peers = &self.shared.peers;
         let who = self.admit(
             &request,
-            "only replicas of other hosts are peers",
+            "only the other replicas of the cluster are peers",
             |who| match who {
                 ProcessId::Twin(replica) => peers.contains_key(&replica),
                 ProcessId::Client(_) | ProcessId::Admin(_) => false,
