@@ -150,7 +150,7 @@ impl Recorder {
         self.end_segment()
             .map_err(|error| Trouble::Io("flushing it", error))?;
         let state = loop {
-            let state = self.view.agreed_state().map_err(hopeless)?;
+            let state = self.view.agreed_state().map_err(|error| hopeless(&error))?;
             match self
                 .view
                 .seek(state.as_ref().map_or(0, |state| state.position))
@@ -159,7 +159,7 @@ impl Recorder {
                 // Another trim came in between.
                 Err(ReadError::Lapped { .. }) => {}
                 Err(error @ (ReadError::Corrupt { .. } | ReadError::BeyondEnd { .. })) => {
-                    return Err(hopeless(error));
+                    return Err(hopeless(&error));
                 }
             }
         };
@@ -233,7 +233,7 @@ impl Recorder {
                     break;
                 }
                 Err(error @ (ReadError::Corrupt { .. } | ReadError::BeyondEnd { .. })) => {
-                    trouble = Some(hopeless(error));
+                    trouble = Some(hopeless(&error));
                     break;
                 }
             }
@@ -343,6 +343,6 @@ impl Recorder {
     }
 }
 
-fn hopeless(error: ReadError) -> Trouble {
+fn hopeless(error: &ReadError) -> Trouble {
     Trouble::Hopeless(format!("cannot read the log: {error}"))
 }

@@ -12,7 +12,7 @@ use twinbft_postbox::{Limits, Outcome, TrimOutcome, cluster_tag};
 use twinbft_recording::{Item, Joins, file_name};
 
 use super::recorder::Recorder;
-use super::report::{Numbers, Report};
+use super::report::Report;
 use super::*;
 
 const CLUSTER: &str = "c";
@@ -160,14 +160,8 @@ fn the_oldest_go_when_the_bound_is_reached() {
     recorder.finish();
     let numbers = report.numbers();
     assert!(numbers.dropped > 0 && numbers.segments > 2, "{numbers:?}");
-    let expected = Numbers {
-        end: 960,
-        gaps: 0,
-        errors: 0,
-        problem: None,
-        ..numbers.clone()
-    };
-    assert_eq!(numbers, expected);
+    let counted = (numbers.end, numbers.gaps, numbers.errors, numbers.problem);
+    assert_eq!(counted, (960, 0, 0, None));
     let (positions, joins) = fixture.read();
     assert!(positions[0] > 0 && positions.iter().copied().eq(positions[0]..960));
     assert!(

@@ -262,7 +262,7 @@ impl World {
                 let mut config = SessionConfig::new(shape, id, ring);
                 config.window = window;
                 // Some clients send to the leader alone, some to all its twins.
-                config.leader_alone_bytes_max = if id.key % 2 == 0 { 512 } else { 0 };
+                config.leader_alone_bytes_max = if id.key.is_multiple_of(2) { 512 } else { 0 };
                 self.clients.push(Client::new(config, plan.clone()));
             } else {
                 self.rogues
