@@ -106,7 +106,7 @@ impl Default for Protocol {
             pipeline_depth: 8,
             session_window: 64,
             sessions_max: 1024,
-            session_result_bytes_max: 512 << 10,
+            session_result_bytes_max: (1 << 20) + (16 << 10),
             request_bytes_max: (1 << 20) + (16 << 10),
             pending_requests_max: 16 << 10,
             trim_entries: 1024,

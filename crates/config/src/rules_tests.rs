@@ -77,7 +77,7 @@ fn sizes_that_do_not_fit_each_other() {
         "largest value under a largest key",
         "1052800",
     );
-    let results = "session_result_bytes_max = 524_288";
+    let results = "session_result_bytes_max = 1_064_960";
     joint(
         results,
         "session_result_bytes_max = 1024",

@@ -115,7 +115,7 @@ impl Default for Tuning {
             pipeline_depth: 8,
             session_window: 64,
             sessions_max: 1024,
-            session_result_bytes_max: 512 * 1024,
+            session_result_bytes_max: 1024 * 1024 + 16 * 1024,
             request_bytes_max: 1024 * 1024 + 16 * 1024,
             pending_requests_max: 16 * 1024,
             trim_multiple: 4,
