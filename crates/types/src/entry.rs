@@ -251,6 +251,40 @@ pub enum Entry {
 }
 
 impl Entry {
+    /// The slot that the entry is about.
+    #[must_use]
+    pub const fn slot(&self) -> Option<Slot> {
+        match self {
+            Self::Propose { slot, .. }
+            | Self::Endorse { slot, .. }
+            | Self::Nack { slot, .. }
+            | Self::Withdraw { slot, .. }
+            | Self::Accept { slot, .. }
+            | Self::Results { slot, .. }
+            | Self::ResultAgain { slot, .. }
+            | Self::Checkpoint { slot, .. }
+            | Self::NvPropose { slot, .. }
+            | Self::NvAccept { slot, .. }
+            | Self::Jump { slot, .. } => Some(*slot),
+            Self::Sign { statement, .. } => statement.slot(),
+            Self::Need { .. }
+            | Self::Body { .. }
+            | Self::Have { .. }
+            | Self::Retransmission { .. }
+            | Self::Suspect { .. }
+            | Self::Leave { .. }
+            | Self::NvEndorse { .. }
+            | Self::Beat { .. }
+            | Self::Peer { .. }
+            | Self::Hello { .. }
+            | Self::Amnesia { .. }
+            | Self::Quarantine { .. }
+            | Self::Readmit { .. }
+            | Self::Relay { .. }
+            | Self::RelayOrder { .. } => None,
+        }
+    }
+
     /// The name that operators and metrics see.
     #[must_use]
     pub const fn name(&self) -> &'static str {

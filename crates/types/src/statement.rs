@@ -140,6 +140,27 @@ pub enum Statement {
     },
 }
 
+impl Statement {
+    /// The slot that a statement is about.
+    #[must_use]
+    pub const fn slot(&self) -> Option<Slot> {
+        match self {
+            Self::Order { slot, .. }
+            | Self::Ack { slot, .. }
+            | Self::Reply { slot, .. }
+            | Self::Checkpoint { slot, .. }
+            | Self::Heartbeat { slot, .. }
+            | Self::NewView { slot, .. }
+            | Self::Committed { slot, .. }
+            | Self::SlotResult { slot, .. } => Some(*slot),
+            Self::ViewChange { accepted, .. } | Self::RecoveryAnswer { accepted, .. } => {
+                Some(*accepted)
+            }
+            Self::Forward { .. } | Self::Wish { .. } | Self::Recovery { .. } => None,
+        }
+    }
+}
+
 /// A statement as its authenticators cover it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize)]
 pub struct Signed {

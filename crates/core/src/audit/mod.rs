@@ -185,7 +185,7 @@ impl Auditor {
                 position,
                 twin: sender,
                 entry: entry.name(),
-                slot: slot_of(entry),
+                slot: entry.slot(),
                 what,
             });
         };
@@ -240,25 +240,6 @@ fn unreadable(position: Position, twin: TwinId, problem: &'static str) -> Findin
         entry: "UNREADABLE",
         slot: None,
         what: What::Invalid { problem },
-    }
-}
-
-/// The slot that an entry is about.
-fn slot_of(entry: &Entry) -> Option<Slot> {
-    match entry {
-        Entry::Propose { slot, .. }
-        | Entry::Endorse { slot, .. }
-        | Entry::Nack { slot, .. }
-        | Entry::Withdraw { slot, .. }
-        | Entry::Accept { slot, .. }
-        | Entry::Results { slot, .. }
-        | Entry::ResultAgain { slot, .. }
-        | Entry::Checkpoint { slot, .. }
-        | Entry::NvPropose { slot, .. }
-        | Entry::NvAccept { slot, .. }
-        | Entry::Jump { slot, .. } => Some(*slot),
-        Entry::Sign { statement, .. } => signatures::slot_of(statement),
-        _ => None,
     }
 }
 

@@ -1,29 +1,11 @@
 //! The release rule (protocol.md 3), read off the log: a SIGN stands behind the entries that make its statement a
 //! decision of the host.
 
-use twinbft_types::{Authenticator, HostId, Shape, Slot, Statement, TwinId};
+use twinbft_types::{Authenticator, HostId, Shape, Statement, TwinId};
 
 use super::What;
 use super::facts::Facts;
 use crate::hostlog::HostLog;
-
-/// The slot that a statement is about.
-pub(super) const fn slot_of(statement: &Statement) -> Option<Slot> {
-    match statement {
-        Statement::Order { slot, .. }
-        | Statement::Ack { slot, .. }
-        | Statement::Reply { slot, .. }
-        | Statement::Checkpoint { slot, .. }
-        | Statement::Heartbeat { slot, .. }
-        | Statement::NewView { slot, .. }
-        | Statement::Committed { slot, .. }
-        | Statement::SlotResult { slot, .. } => Some(*slot),
-        Statement::ViewChange { accepted, .. } | Statement::RecoveryAnswer { accepted, .. } => {
-            Some(*accepted)
-        }
-        Statement::Forward { .. } | Statement::Wish { .. } | Statement::Recovery { .. } => None,
-    }
-}
 
 /// What is wrong with a SIGN at the end of the log.
 pub(super) fn judge(

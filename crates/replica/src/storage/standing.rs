@@ -100,51 +100,6 @@ pub(crate) fn slot_of(record: &Record) -> Option<Slot> {
     match record {
         Record::Slot { slot, .. } => Some(*slot),
         Record::Stable { .. } | Record::Joined { .. } | Record::Installed { .. } => None,
-        Record::Promise(entry) => match entry {
-            Entry::Propose { slot, .. }
-            | Entry::Endorse { slot, .. }
-            | Entry::Nack { slot, .. }
-            | Entry::Withdraw { slot, .. }
-            | Entry::Accept { slot, .. }
-            | Entry::Results { slot, .. }
-            | Entry::ResultAgain { slot, .. }
-            | Entry::Checkpoint { slot, .. }
-            | Entry::NvPropose { slot, .. }
-            | Entry::NvAccept { slot, .. }
-            | Entry::Jump { slot, .. } => Some(*slot),
-            Entry::Sign { statement, .. } => statement_slot(statement),
-            Entry::Need { .. }
-            | Entry::Body { .. }
-            | Entry::Have { .. }
-            | Entry::Retransmission { .. }
-            | Entry::Suspect { .. }
-            | Entry::Leave { .. }
-            | Entry::NvEndorse { .. }
-            | Entry::Beat { .. }
-            | Entry::Peer { .. }
-            | Entry::Hello { .. }
-            | Entry::Amnesia { .. }
-            | Entry::Quarantine { .. }
-            | Entry::Readmit { .. }
-            | Entry::Relay { .. }
-            | Entry::RelayOrder { .. } => None,
-        },
-    }
-}
-
-fn statement_slot(statement: &Statement) -> Option<Slot> {
-    match statement {
-        Statement::Order { slot, .. }
-        | Statement::Ack { slot, .. }
-        | Statement::Reply { slot, .. }
-        | Statement::Checkpoint { slot, .. }
-        | Statement::Heartbeat { slot, .. }
-        | Statement::NewView { slot, .. }
-        | Statement::Committed { slot, .. }
-        | Statement::SlotResult { slot, .. } => Some(*slot),
-        Statement::ViewChange { accepted, .. } | Statement::RecoveryAnswer { accepted, .. } => {
-            Some(*accepted)
-        }
-        Statement::Forward { .. } | Statement::Wish { .. } | Statement::Recovery { .. } => None,
+        Record::Promise(entry) => entry.slot(),
     }
 }
