@@ -159,6 +159,9 @@ impl Replica {
             if view > self.log.current_view() {
                 self.verify(from, &order.certificate)?;
                 self.note_higher_view(from, view, out);
+            } else if self.wants_log_of(view) {
+                let signed = self.verify(from, &order.certificate)?;
+                self.note_log_of(&signed.statement);
             }
             return Ok(());
         }

@@ -69,6 +69,19 @@ impl Chain {
     pub fn forget(&mut self) {
         self.fetches.clear();
     }
+
+    /// This twin stands at a checkpoint: what is below is not fetched any more, nor a log that does not contain it.
+    pub fn stand_at(&mut self, slot: Slot, history: Digest) {
+        self.fetches.retain_mut(|fetch| {
+            if fetch.missing.0 >= slot {
+                return true;
+            }
+            let contains = fetch.target.0 > slot && fetch.contains((slot, history));
+            fetch.missing = (slot, history);
+            fetch.fetched = fetch.fetched.split_off(&slot.next());
+            contains
+        });
+    }
 }
 
 impl Replica {
@@ -147,6 +160,10 @@ impl Replica {
         if slot > self.high_mark() {
             // What lies beyond the marks comes by state transfer.
             self.transfer.note_beyond(slot);
+            return;
+        }
+        if slot <= self.stable {
+            // A snapshot has no slots below it, and no other log.
             return;
         }
         let target = (slot, history);

@@ -239,6 +239,7 @@ impl Replica {
         self.checkpoints.repeats = 0;
         self.checkpoints.stable = own;
         self.checkpoints.trim(slot);
+        self.chain.stand_at(slot, own.history);
         self.checkpoints.waiting_since_us =
             (!self.checkpoints.own.is_empty()).then_some(self.now.mono_us);
         // One interval more is kept for those who lag a little.

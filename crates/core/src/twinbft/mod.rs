@@ -11,6 +11,7 @@ mod catchup;
 mod chain;
 mod checkpoint;
 mod commit;
+mod contained;
 mod divergence;
 mod entry;
 mod execute;
@@ -419,6 +420,7 @@ impl Replica {
                 history,
             } => {
                 self.check_primary(from, host, view)?;
+                self.note_log_of(&signed.statement);
                 self.handle_heartbeat(from, (view, count), (slot, history), out);
                 Ok(())
             }

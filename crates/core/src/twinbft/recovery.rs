@@ -270,6 +270,7 @@ impl Replica {
         self.execution.stand_at(checkpoint.slot);
         self.commit.stand_at(checkpoint.slot);
         self.stable = checkpoint.slot;
+        self.chain.stand_at(checkpoint.slot, checkpoint.history);
         let digest = self.sessions.digest();
         let parts = CheckpointParts {
             service,

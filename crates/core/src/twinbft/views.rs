@@ -14,6 +14,7 @@ use twinbft_types::{
 };
 
 use super::Replica;
+use super::contained::Contained;
 use crate::hostlog::{Installed, NvProposal, Wish};
 use crate::io::{Effect, Effects};
 use crate::record::Record;
@@ -74,6 +75,8 @@ pub struct Views {
     endorsed: BTreeSet<Position>,
     /// The view for which this twin has posted NV-ACCEPT.
     accepted: View,
+    /// A log of the view that is being entered, when this twin has the log with which it began in a snapshot alone.
+    pub(super) contained: Contained,
     /// When to send again, and how long to wait after that.
     repeat: Option<(u64, u64)>,
     /// Counts the repetitions, to serve another twin each time.
@@ -92,6 +95,10 @@ pub struct Views {
 impl Views {
     pub const fn left(&self) -> View {
         self.left
+    }
+
+    pub const fn accepted(&self) -> View {
+        self.accepted
     }
 
     pub const fn changes(&self) -> u64 {
@@ -202,7 +209,7 @@ impl Replica {
     }
 
     /// The NEW-VIEW of the highest view that another host has certified here.
-    fn new_view_in_hand(&self) -> Option<(View, Slot, Digest, &Certificate)> {
+    pub(super) fn new_view_in_hand(&self) -> Option<(View, Slot, Digest, &Certificate)> {
         let remotes = self.views.remotes.values();
         let newest = remotes
             .filter_map(|r| r.new_view.as_ref())
@@ -360,7 +367,15 @@ impl Replica {
         let Some((of, slot, history, _)) = self.new_view_in_hand() else {
             return;
         };
-        if of != view || self.views.accepted >= view || !self.hold(slot, history, out) {
+        if of != view || self.views.accepted >= view {
+            return;
+        }
+        let holds = if slot < self.stable {
+            self.hold_as_snapshot(view, slot, out)
+        } else {
+            self.hold(slot, history, out)
+        };
+        if !holds {
             return;
         }
         self.views.accepted = view;
@@ -422,6 +437,7 @@ impl Replica {
     pub(super) fn handle_installed(&mut self, installed: &Installed, out: &mut Effects) {
         let (view, slot, history) = (installed.view, installed.slot, installed.history);
         self.views.changes += 1;
+        self.views.contained = Contained::default();
         self.heartbeats.reset(self.now.mono_us);
         self.suspect_anew(false);
         self.leader_voided(slot.next());
@@ -435,6 +451,10 @@ impl Replica {
         } else {
             // 6: the host then ACKs (w, n).
             self.handle_accepted(view, slot, history, out);
+            // Its checkpoint is above what the install has lowered n_acc to.
+            if slot < self.stable {
+                self.jump(self.stable, out);
+            }
         }
         self.forward_again(out);
         self.repeat_soon();
@@ -459,11 +479,16 @@ impl Replica {
 
     pub(super) fn views_deadline(&self) -> Option<u64> {
         let repeat = self.views.repeat.map(|(at_us, _)| at_us);
-        [repeat, self.views.wish_due_us].into_iter().flatten().min()
+        let contained = self.contained_deadline();
+        [repeat, self.views.wish_due_us, contained]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// 6: WISH, VIEW-CHANGE and NEW-VIEW are sent again until superseded.
     pub(super) fn views_timer(&mut self, out: &mut Effects) {
+        self.contained_timer(out);
         if self
             .views
             .wish_due_us

@@ -173,3 +173,30 @@ fn an_idle_cluster_suspects_nobody() {
         }
     }
 }
+
+/// A host that missed a view change comes back when the log with which that view began is let go everywhere: it stands at
+/// a checkpoint above it, and what the primary orders in that view shows that the checkpoint contains it (6, to hold).
+#[test]
+fn a_host_that_missed_a_view_and_fetched_a_checkpoint_enters_that_view() {
+    for twins in [2, 3] {
+        let mut world = world(3, twins, 600, 4);
+        world.script.loses = Some(Box::new(|now_us, from, to, message| {
+            let cut_off =
+                (from.host.0 == 2 || to.host.0 == 2) && (5_000..1_200_000).contains(&now_us);
+            let of_view_0 =
+                from.host.0 == 0 && to.host.0 == 1 && (5_000..900_000).contains(&now_us);
+            cut_off || (of_view_0 && keeps_alive(message))
+        }));
+        world.go_to(5_000_000);
+        assert!(world.is_done(), "{}", world.summary());
+        for twin in &world.twins {
+            let status = twin.core.status();
+            assert_eq!(status.state, "running", "{}", world.summary());
+            assert!(
+                status.view.0 > 0 && status.executed.0 >= 1000,
+                "{}",
+                world.summary()
+            );
+        }
+    }
+}
