@@ -18,7 +18,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use twinbft_core::{Effects, Input, Replica, Tick};
 use twinbft_postbox::{ReadError, Wake};
-use twinbft_types::{Position, ReplicaId, TwinId};
+use twinbft_types::{Position, ReplicaId, TwinId, View};
 
 pub use inbox::{
     CLIENT_INPUT_BYTES_MAX, CLIENT_INPUTS_MAX, CONTROLS_MAX, ClientInput, Control, Inbox,
@@ -60,6 +60,8 @@ pub struct Driver {
     persisted: Lsn,
     posts: Posts,
     outbound: Outbound,
+    /// The view that clients were told.
+    hinted: View,
     /// Rounds that wait for the disk.
     held: Held,
     /// Answers that are there already, to be stepped before anything else.
@@ -119,6 +121,7 @@ impl Driver {
             persisted: 0,
             posts: Posts::default(),
             outbound: Outbound::default(),
+            hinted: View(0),
             held: Held::default(),
             ready: VecDeque::new(),
             effects: Effects::default(),
@@ -323,11 +326,12 @@ impl Driver {
 
     /// Hands over what may leave, with one wake of the network's thread for each round.
     fn hand_outbound_over(&mut self) {
-        if !self.outbound.is_empty() {
+        let view = self.core.view_hint();
+        // Of a host's replies one twin may send all: every twin tells its clients of a new view by itself.
+        if !self.outbound.is_empty() || view != self.hinted {
+            self.hinted = view;
             let mut outbound = std::mem::take(&mut self.outbound);
-            if !outbound.clients.is_empty() {
-                outbound.view = self.core.status().view;
-            }
+            outbound.view = view;
             self.held.push(self.persisted, outbound);
         }
         let revealable = self.storage.revealable();

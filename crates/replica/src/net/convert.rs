@@ -37,6 +37,8 @@ pub enum FramePart {
     Answer(pb::QueryAnswer),
     /// Why something goes nowhere.
     Refusal(pb::Refusal),
+    /// Nothing but the hint that every frame carries.
+    View,
 }
 
 impl FramePart {
@@ -73,7 +75,7 @@ impl FramePart {
                 Some(pb::reply::Outcome::ResultDigest(_)) | None => FIXED,
             },
             Self::Answer(answer) => FIXED + answer.result.len(),
-            Self::Refusal(_) => FIXED,
+            Self::Refusal(_) | Self::View => FIXED,
         }
     }
 }
@@ -114,6 +116,7 @@ pub fn replica_frame(
             FramePart::Reply(reply) => frame.replies.push(reply),
             FramePart::Answer(answer) => frame.answers.push(answer),
             FramePart::Refusal(refusal) => frame.refusals.push(refusal),
+            FramePart::View => {}
         }
     }
     frame

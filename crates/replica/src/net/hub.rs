@@ -75,6 +75,9 @@ impl Hub {
             outbox: outbox.clone(),
         };
         inner.streams.insert(id, open);
+        if self.view() > 0 {
+            tell_view(&outbox);
+        }
         Some((id, outbox))
     }
 
@@ -132,8 +135,18 @@ impl Hub {
         self.view.load(Ordering::Relaxed)
     }
 
+    /// A new one is told to all clients: of a host's replies one twin may send all, and a client believes `q` twins.
     pub(super) fn set_view(&self, view: u64) {
+        if self.view() == view {
+            return;
+        }
+        // Under the lock, so that a stream that opens now has either the old view told anew or the new one.
+        let inner = self.lock();
         self.view.store(view, Ordering::Relaxed);
+        inner
+            .streams
+            .values()
+            .for_each(|open| tell_view(&open.outbox));
     }
 
     /// All client streams as one queue, and how many there are.
@@ -152,6 +165,11 @@ impl Hub {
         }
         (sum, inner.streams.len())
     }
+}
+
+/// A frame is sent for this alone, when nothing else is.
+fn tell_view(outbox: &Outbox<FramePart>) {
+    outbox.push(FramePart::View.bytes(), FramePart::View);
 }
 
 #[cfg(test)]
@@ -196,6 +214,20 @@ mod tests {
         hub.close(first);
         hub.close(second);
         assert_eq!(hub.deliver([(CLIENT, part(2))].into_iter()), 1);
+    }
+
+    #[test]
+    fn a_new_view_is_told_on_every_stream_and_on_those_that_open_later() {
+        let hub = Hub::new();
+        let (_, early) = hub.open(3).unwrap();
+        hub.set_view(0);
+        assert_eq!(taken(&early), []);
+        hub.set_view(2);
+        hub.set_view(2);
+        assert_eq!(taken(&early), [FramePart::View]);
+        let (_, late) = hub.open(4).unwrap();
+        assert_eq!(taken(&late), [FramePart::View]);
+        assert_eq!(hub.view(), 2);
     }
 
     #[test]

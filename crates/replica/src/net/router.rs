@@ -40,10 +40,10 @@ fn dispatch(shared: &Shared, round: Outbound) {
         shared.metrics.sent.of(Kind::of(message)).add_one();
         peer.send(bytes);
     }
+    shared.hub.set_view(round.view.0);
     if round.clients.is_empty() {
         return;
     }
-    shared.hub.set_view(round.view.0);
     let parts = round
         .clients
         .into_iter()
