@@ -124,7 +124,8 @@ pub struct StorageStatus {
 }
 
 impl Storage {
-    /// Opens the log in `dir`, which is made when it is missing, and reads what it holds. `owner` names cluster, host
+    /// Opens the log in `dir`, which is made when it is missing, reads what it holds and cuts off a torn tail, so that
+    /// the next start finds whole segments. `owner` names cluster, host
     /// and twin; `wake` is called from another thread when records became revealable or the disk failed.
     ///
     /// # Errors
@@ -151,7 +152,8 @@ impl Storage {
             path: dir.to_owned(),
             source,
         })?;
-        let found = read_segments(dir, owner)?;
+        let mut found = read_segments(dir, owner)?;
+        cut(&mut found)?;
         let mut standing = Standing::default();
         found
             .records
@@ -280,6 +282,29 @@ impl Storage {
             segments: log.map_or(0, |log| log.sealed.len() + 1),
         }
     }
+}
+
+/// Takes a torn tail off its file, or the whole file when not even its header is whole.
+fn cut(found: &mut Segments) -> Result<(), StorageError> {
+    let Some(torn) = &found.torn else {
+        return Ok(());
+    };
+    let failed = |source| StorageError::Io {
+        doing: "cutting a torn record off",
+        path: torn.path.clone(),
+        source,
+    };
+    if torn.offset < SEGMENT_HEADER_BYTES as u64 {
+        std::fs::remove_file(&torn.path).map_err(failed)?;
+        found.numbers.pop();
+        return Ok(());
+    }
+    let file = OpenOptions::new()
+        .write(true)
+        .open(&torn.path)
+        .map_err(failed)?;
+    file.set_len(torn.offset).map_err(failed)?;
+    file.sync_all().map_err(failed)
 }
 
 fn create_segment(dir: &Path, number: u64) -> Result<Active, StorageError> {

@@ -20,6 +20,10 @@ const MAGIC: &Magic = b"TBFTWAL1";
 pub(crate) const SEGMENT_HEADER_BYTES: usize = 64;
 /// Length of what stands before a record's payload.
 pub(crate) const RECORD_HEADER_BYTES: usize = 12;
+/// Files reach the disk in pages of at least this size.
+const PAGE_BYTES: usize = 4096;
+/// Fewer zeros than this at the end of a page may be part of a record.
+const HOLE_BYTES_MIN: usize = 64;
 /// Above every record that this program writes.
 const RECORD_BYTES_MAX: u32 = 256 << 20;
 
@@ -55,7 +59,8 @@ pub enum ReadError {
     },
 }
 
-/// Where the last segment ends in the middle of a record: a write that a crash cut off.
+/// Where the last segment ends in the middle of a record, or of its header: a write that a crash or a full disk cut
+/// off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TornTail {
     /// The file.
@@ -158,8 +163,8 @@ pub(crate) fn encode_record<T: BorshSerialize>(
 
 /// Reads all segments of `dir`, oldest first.
 ///
-/// A record that is cut off at the end of the last segment is a write that a crash interrupted: it is reported as
-/// torn and everything before it stands. Any other damage is an error that names file and offset.
+/// A record that is cut off at the end of the last segment, or a hole of zeros there, is a write that a crash
+/// interrupted: it is reported as torn and everything before it stands. Any other damage is an error that names file and offset.
 ///
 /// # Errors
 /// When a file cannot be read, is damaged, or belongs to somebody else.
@@ -186,6 +191,16 @@ pub fn read_segments(dir: &Path, owner: Digest) -> Result<Segments, ReadError> {
     Ok(all)
 }
 
+/// Whether a power failure explains a damaged record between `start` and `end`: the file had grown, and what should
+/// stand there is a hole of zeros, from the record's start or from a page in the middle of it to the end of the file.
+fn never_reached_the_disk(bytes: &[u8], start: usize, end: usize) -> bool {
+    let zeros = bytes.iter().rev().take_while(|&&byte| byte == 0).count();
+    let data_end = bytes.len() - zeros;
+    let hole = data_end.next_multiple_of(PAGE_BYTES);
+    zeros >= HOLE_BYTES_MIN.min(bytes.len() - start)
+        && (data_end <= start || (hole < end && end - hole >= HOLE_BYTES_MIN))
+}
+
 /// Reads one file of records; the offset of a torn record, if it ends in one.
 pub(crate) fn read_file<T: BorshDeserialize>(
     path: &Path,
@@ -209,6 +224,9 @@ pub(crate) fn read_file<T: BorshDeserialize>(
     let Some(header) = bytes.first_chunk::<SEGMENT_HEADER_BYTES>() else {
         return Ok(Some(0));
     };
+    if bytes.iter().all(|&byte| byte == 0) {
+        return Ok(Some(0));
+    }
     if *header != encode_header_of(magic, number, owner) {
         // A header whose own checksum holds is whole, but somebody else's.
         let crc = crc32c::crc32c(&header[..48]).to_le_bytes();
@@ -228,6 +246,9 @@ pub(crate) fn read_file<T: BorshDeserialize>(
         let word = |at: usize| u32::from_le_bytes(*header[at..].first_chunk().expect("12 bytes"));
         let (length, length_crc, payload_crc) = (word(0), word(4), word(8));
         let place = place(number, offset as u64);
+        if never_reached_the_disk(&bytes, offset, offset + RECORD_HEADER_BYTES) {
+            return Ok(Some(offset as u64));
+        }
         if crc32c::crc32c_append(place, &length.to_le_bytes()) != length_crc {
             return Err(corrupt(
                 offset,
@@ -244,6 +265,10 @@ pub(crate) fn read_file<T: BorshDeserialize>(
             return Ok(Some(offset as u64));
         };
         if crc32c::crc32c_append(place, payload) != payload_crc {
+            if never_reached_the_disk(&bytes, offset, offset + RECORD_HEADER_BYTES + payload.len())
+            {
+                return Ok(Some(offset as u64));
+            }
             return Err(corrupt(offset, "the checksum of a record is wrong"));
         }
         let record = from_canonical(payload).map_err(|error| corrupt(offset, &error.0))?;

@@ -131,6 +131,50 @@ fn a_truncated_record_is_a_torn_tail_that_names_its_place() {
     }
 }
 
+/// Issue of a full disk: each start cuts what the failed write before it left, and none calls it damage.
+#[test]
+fn a_torn_tail_is_cut_off_so_that_many_starts_find_what_was_whole() {
+    for cut in [0, 10, 63, 64, 70] {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &[slot(1)]);
+        write(dir.path(), &[slot(2)]);
+        let path = segment_path(dir.path(), 1);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..cut]).unwrap();
+        for start in 0..3 {
+            let (storage, found) = Storage::open(dir.path(), OWNER, GROUP, || {}).unwrap();
+            storage.close().unwrap();
+            assert_eq!(found.records, [slot(1)], "cut at {cut}, start {start}");
+            assert_eq!(found.torn.is_some(), start == 0 && cut != 64);
+        }
+    }
+}
+
+/// A file that had grown when the power went, and whose last pages never came to the disk.
+#[test]
+fn a_hole_of_zeros_at_the_end_is_a_torn_tail() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &[slot(1)]);
+    let path = only_segment(dir.path());
+    let whole = std::fs::read(&path).unwrap();
+    let mut grown = whole.clone();
+    grown.resize(whole.len() + 300, 0);
+    std::fs::write(&path, &grown).unwrap();
+    let found = read_segments(dir.path(), OWNER).unwrap();
+    assert_eq!(found.records, [slot(1)]);
+    assert_eq!(found.torn.unwrap().offset, whole.len() as u64);
+
+    std::fs::write(&path, vec![0; 4096]).unwrap();
+    assert_eq!(
+        read_segments(dir.path(), OWNER)
+            .unwrap()
+            .torn
+            .unwrap()
+            .offset,
+        0
+    );
+}
+
 #[test]
 fn a_torn_record_before_a_later_segment_is_damage() {
     let dir = tempfile::tempdir().unwrap();
