@@ -9,14 +9,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// The store failed: disk full, no permission, an input or output error.
-    #[error("{doing} {}: {source}; free space or repair the disk, then start the replica again", path.display())]
+    #[error("{doing} {}: {cause}; free space or repair the disk, then start the replica again", path.display())]
     Storage {
         /// What was being done.
         doing: &'static str,
         /// The file or directory.
         path: PathBuf,
         /// What the store or the kernel said.
-        source: Box<dyn Error + Send + Sync>,
+        cause: Box<dyn Error + Send + Sync>,
     },
     /// The store holds what this program cannot have written.
     #[error("{} is damaged: {what}; move it away and start the replica again: it fetches a snapshot from others", path.display())]

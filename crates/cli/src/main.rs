@@ -11,6 +11,9 @@ use twinbft_config::ConfigError;
 /// A bad configuration, as in sysexits.h.
 const EXIT_CONFIG: u8 = 64;
 
+/// What a shell reports of a process that SIGPIPE has ended.
+const EXIT_SIGPIPE: i32 = 128 + 13;
+
 /// Byzantine fault-tolerant replication on twin virtual machines.
 ///
 /// Start with `twinbft init DIR` and `twinbft up DIR`; `twinbft status --config DIR` shows what is running.
@@ -47,7 +50,23 @@ enum Command {
     Launch(cmd::launch::Args),
 }
 
+/// Whoever reads our output may go away, as `head` does; that is no bug of ours and ends the command like a signal
+/// would. Processes that the command started die with it.
+fn end_quietly_when_nobody_reads() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let message = info.payload().downcast_ref::<String>();
+        if message
+            .is_some_and(|m| m.starts_with("failed printing to std") && m.contains("Broken pipe"))
+        {
+            std::process::exit(EXIT_SIGPIPE);
+        }
+        report(info);
+    }));
+}
+
 fn main() -> ExitCode {
+    end_quietly_when_nobody_reads();
     let outcome = match Cli::parse().command {
         Command::Init(args) => cmd::init::run(&args),
         Command::Keygen(args) => cmd::keygen::run(&args),

@@ -333,3 +333,28 @@ fn completion_knows_the_commands() {
         assert!(stdout(&output).contains("keygen"), "{shell}");
     }
 }
+
+/// What it is piped into may end first.
+#[test]
+fn output_that_nobody_reads_is_no_panic() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_twinbft"))
+        .args(["completion", "bash"])
+        .stdout(writer)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(141), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn a_missing_file_is_named_once_with_its_cause_and_a_remedy() {
+    let output = run(&["check", "nowhere/cluster.toml"]);
+    let text = stderr(&output);
+    assert_eq!(text.matches("No such file").count(), 1, "{text}");
+    assert!(
+        text.contains("nowhere/cluster.toml") && text.contains("twinbft init"),
+        "{text}"
+    );
+}

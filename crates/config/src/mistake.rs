@@ -40,12 +40,12 @@ impl fmt::Display for Mistake {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("reading {path}: {source}; `twinbft init DIR` makes a new cluster", path = .path.display())]
+    #[error("reading {path}: {cause}; `twinbft init DIR` makes a new cluster", path = .path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The file is not a valid configuration.
     #[error("{}", list(.path, .mistakes))]

@@ -58,9 +58,9 @@ impl ClusterConfig {
     /// # Errors
     /// When the file cannot be read, is not UTF-8, or has mistakes.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        let text = std::fs::read_to_string(path).map_err(|cause| ConfigError::Read {
             path: path.to_owned(),
-            source,
+            cause,
         })?;
         Self::parse(&text).map_err(|mistakes| ConfigError::Invalid {
             path: path.to_owned(),

@@ -59,7 +59,7 @@ pub(crate) fn failed<E: Into<redb::Error>>(
         error => AppError::Storage {
             doing,
             path,
-            source: Box::new(error),
+            cause: Box::new(error),
         },
     }
 }

@@ -18,6 +18,6 @@ pub struct Args {
 pub fn run<C: CommandFactory>(args: &Args) -> anyhow::Result<ExitCode> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut C::command(), "twinbft", &mut script);
-    std::io::Write::write_all(&mut std::io::stdout(), &script)?;
+    print!("{}", String::from_utf8_lossy(&script));
     Ok(ExitCode::SUCCESS)
 }

@@ -49,14 +49,14 @@ pub enum SuperviseError {
     #[error("the path {} has {} bytes and a socket's may have {SOCKET_PATH_BYTES_MAX}: use a directory with a shorter name", .0.display(), .0.as_os_str().len())]
     PathTooLong(PathBuf),
     /// A file or directory.
-    #[error("{doing} {}: {source}", .path.display())]
+    #[error("{doing} {}: {cause}", .path.display())]
     File {
         /// What was tried.
         doing: &'static str,
         /// With which file.
         path: PathBuf,
         /// What came of it.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A thread.
     #[error("cannot start a thread: {0}")]
@@ -71,14 +71,14 @@ pub enum SuperviseError {
     #[error("{0} is not running")]
     NotRunning(ProcessName),
     /// The kernel did not deliver a signal.
-    #[error("sending {signal} to {name}: {source}")]
+    #[error("sending {signal} to {name}: {cause}")]
     Signal {
         /// Which.
         signal: Signal,
         /// To whom.
         name: ProcessName,
         /// Why not.
-        source: nix::Error,
+        cause: nix::Error,
     },
     /// Not everything became ready.
     #[error("{}", not_ready(.0))]
@@ -115,10 +115,10 @@ impl Programs {
     /// # Errors
     /// When this executable cannot be found.
     pub fn beside_this_one(directory: Option<&Path>) -> Result<Self, SuperviseError> {
-        let launcher = std::env::current_exe().map_err(|source| SuperviseError::File {
+        let launcher = std::env::current_exe().map_err(|cause| SuperviseError::File {
             doing: "finding",
             path: PathBuf::from("this executable"),
-            source,
+            cause,
         })?;
         let beside = launcher.parent().unwrap_or(Path::new("/"));
         Ok(Self {
@@ -324,17 +324,17 @@ fn absolute(layout: &Layout) -> Result<Layout, SuperviseError> {
 }
 
 fn absolute_path(path: &Path) -> Result<PathBuf, SuperviseError> {
-    path.canonicalize().map_err(|source| SuperviseError::File {
+    path.canonicalize().map_err(|cause| SuperviseError::File {
         doing: "finding",
         path: path.to_owned(),
-        source,
+        cause,
     })
 }
 
 fn make_directory(path: &Path) -> Result<(), SuperviseError> {
-    std::fs::create_dir_all(path).map_err(|source| SuperviseError::File {
+    std::fs::create_dir_all(path).map_err(|cause| SuperviseError::File {
         doing: "making",
         path: path.to_owned(),
-        source,
+        cause,
     })
 }

@@ -42,10 +42,10 @@ impl Notices {
         paths: impl Iterator<Item = &'p Path>,
         shared: Arc<Shared>,
     ) -> Result<(Self, ReaderLife), SuperviseError> {
-        let pair = UnixStream::pair().map_err(|source| SuperviseError::File {
+        let pair = UnixStream::pair().map_err(|cause| SuperviseError::File {
             doing: "making a socket pair for",
             path: PathBuf::from("the supervisor"),
-            source,
+            cause,
         });
         let (life, end) = pair?;
         let mut notices = Self {
@@ -55,10 +55,10 @@ impl Notices {
             shared,
         };
         for path in paths {
-            let failed = |source| SuperviseError::File {
+            let failed = |cause| SuperviseError::File {
                 doing: "listening on",
                 path: path.to_owned(),
-                source,
+                cause,
             };
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),

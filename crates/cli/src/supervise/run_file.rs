@@ -56,10 +56,10 @@ impl RunFile {
     pub fn take(layout: &Layout) -> Result<Self, SuperviseError> {
         make_directory(&layout.run())?;
         let path = path(layout);
-        let failed = |source| SuperviseError::File {
+        let failed = |cause| SuperviseError::File {
             doing: "opening",
             path: path.clone(),
-            source,
+            cause,
         };
         let file = File::options()
             .create(true)
@@ -101,10 +101,10 @@ impl RunFile {
             .rewind()
             .and_then(|()| file.write_all(text.as_bytes()))
             .and_then(|()| file.set_len(u64::try_from(text.len()).expect("a length")));
-        written.map_err(|source| SuperviseError::File {
+        written.map_err(|cause| SuperviseError::File {
             doing: "writing",
             path: self.path.clone(),
-            source,
+            cause,
         })
     }
 }
@@ -115,10 +115,10 @@ impl RunFile {
 /// When the file is there and cannot be read.
 pub fn running(layout: &Layout) -> Result<Option<Running>, SuperviseError> {
     let path = path(layout);
-    let failed = |source| SuperviseError::File {
+    let failed = |cause| SuperviseError::File {
         doing: "opening",
         path: path.clone(),
-        source,
+        cause,
     };
     let file = match File::options().read(true).write(true).open(&path) {
         Ok(file) => file,

@@ -179,10 +179,10 @@ impl Shared {
         );
         self.with(name, |slot| {
             let pid = slot.pid.ok_or(SuperviseError::NotRunning(name))?;
-            kill(pid, signal).map_err(|source| SuperviseError::Signal {
+            kill(pid, signal).map_err(|cause| SuperviseError::Signal {
                 signal,
                 name,
-                source,
+                cause,
             })?;
             if ends && slot.wanted == Wanted::Running {
                 slot.wanted = Wanted::Down;
@@ -202,10 +202,10 @@ impl Shared {
             }
             match slot.pid {
                 Some(pid) if was_wanted => {
-                    kill(pid, Signal::SIGTERM).map_err(|source| SuperviseError::Signal {
+                    kill(pid, Signal::SIGTERM).map_err(|cause| SuperviseError::Signal {
                         signal: Signal::SIGTERM,
                         name,
-                        source,
+                        cause,
                     })
                 }
                 // It is ending already.

@@ -77,22 +77,22 @@ pub enum TargetError {
         known: String,
     },
     /// A file is missing or may not be read.
-    #[error("cannot read the {what} {}: {source}; `twinbft init` makes it, and whoever runs the client needs to own it", .file.display())]
+    #[error("cannot read the {what} {}: {cause}; `twinbft init` makes it, and whoever runs the client needs to own it", .file.display())]
     File {
         /// What it is.
         what: &'static str,
         /// Which.
         file: PathBuf,
         /// What went wrong.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A key does not stand.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Key {
         /// Whose.
         what: String,
         /// What is wrong.
-        source: KeyError,
+        cause: KeyError,
     },
     /// The secret key is another one's.
     #[error("{} does not belong to the public key of client {client} in {}; one of the two files is from another cluster", .key.display(), .file.display())]
@@ -156,10 +156,10 @@ impl Target {
         };
         let key_file = layout.client_key(client);
         let hex = read(&key_file, "key of the client")?;
-        let secret = SecretKey::from_hex(&String::from_utf8_lossy(&hex)).map_err(|source| {
+        let secret = SecretKey::from_hex(&String::from_utf8_lossy(&hex)).map_err(|cause| {
             TargetError::Key {
                 what: key_file.display().to_string(),
-                source,
+                cause,
             }
         })?;
         if secret.public() != *expected {
@@ -192,10 +192,10 @@ impl Target {
 }
 
 fn read(file: &Path, what: &'static str) -> Result<Vec<u8>, TargetError> {
-    std::fs::read(file).map_err(|source| TargetError::File {
+    std::fs::read(file).map_err(|cause| TargetError::File {
         what,
         file: file.to_owned(),
-        source,
+        cause,
     })
 }
 
@@ -235,9 +235,9 @@ fn public_keys(config: &ClusterConfig) -> Result<BTreeMap<ProcessId, PublicKey>,
         .chain(clients)
         .chain(admins)
         .map(|(process, hex)| {
-            let key = PublicKey::from_hex(hex).map_err(|source| TargetError::Key {
+            let key = PublicKey::from_hex(hex).map_err(|cause| TargetError::Key {
                 what: format!("the public key of {process:?} in cluster.toml"),
-                source,
+                cause,
             })?;
             Ok((process, key))
         })

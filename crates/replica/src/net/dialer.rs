@@ -164,12 +164,15 @@ impl Peer {
     }
 }
 
-/// An error with what caused it: tonic's own text is "transport error".
+/// An error with what caused it, each thing once: tonic's own text is "transport error".
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text = format!("{text}: {error}");
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
         cause = error.source();
     }
     text

@@ -64,11 +64,7 @@ pub struct Journal {
 
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
     let path = path.to_owned();
-    move |source| StorageError::Io {
-        doing,
-        path,
-        source,
-    }
+    move |cause| StorageError::Io { doing, path, cause }
 }
 
 impl Journaled {
@@ -82,7 +78,7 @@ impl Journaled {
         let mut lines = Vec::new();
         match read_file(&path, MAGIC, 0, owner, &mut lines) {
             Ok(_torn) => Ok(Self { lines }),
-            Err(ReadError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Err(ReadError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
                 Ok(Self::default())
             }
             Err(error) => Err(error),

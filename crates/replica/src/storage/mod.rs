@@ -51,14 +51,14 @@ pub enum Policy {
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// A file operation failed.
-    #[error("{doing} {}: {source}; free space or repair the disk, then start the replica again", path.display())]
+    #[error("{doing} {}: {cause}; free space or repair the disk, then start the replica again", path.display())]
     Io {
         /// What was being done.
         doing: &'static str,
         /// To what.
         path: PathBuf,
         /// What the system says.
-        source: io::Error,
+        cause: io::Error,
     },
     /// What is there cannot be read.
     #[error(transparent)]
@@ -147,10 +147,10 @@ impl Storage {
             Policy::Group { commit } => commit,
             Policy::Sync => Duration::ZERO,
         };
-        std::fs::create_dir_all(dir).map_err(|source| StorageError::Io {
+        std::fs::create_dir_all(dir).map_err(|cause| StorageError::Io {
             doing: "creating",
             path: dir.to_owned(),
-            source,
+            cause,
         })?;
         let mut found = read_segments(dir, owner)?;
         cut(&mut found)?;
@@ -289,10 +289,10 @@ fn cut(found: &mut Segments) -> Result<(), StorageError> {
     let Some(torn) = &found.torn else {
         return Ok(());
     };
-    let failed = |source| StorageError::Io {
+    let failed = |cause| StorageError::Io {
         doing: "cutting a torn record off",
         path: torn.path.clone(),
-        source,
+        cause,
     };
     if torn.offset < SEGMENT_HEADER_BYTES as u64 {
         std::fs::remove_file(&torn.path).map_err(failed)?;
@@ -313,10 +313,10 @@ fn create_segment(dir: &Path, number: u64) -> Result<Active, StorageError> {
         .create_new(true)
         .append(true)
         .open(&path)
-        .map_err(|source| StorageError::Io {
+        .map_err(|cause| StorageError::Io {
             doing: "creating",
             path: path.clone(),
-            source,
+            cause,
         })?;
     Ok(Active {
         file: Arc::new(file),
@@ -377,10 +377,10 @@ impl Log {
         }
         (&*self.active.file)
             .write_all(&self.buffer)
-            .map_err(|source| StorageError::Io {
+            .map_err(|cause| StorageError::Io {
                 doing: "writing",
                 path: self.active.path.clone(),
-                source,
+                cause,
             })?;
         self.writes += 1;
         self.active.bytes += self.buffer.len() as u64;

@@ -31,12 +31,12 @@ const RECORD_BYTES_MAX: u32 = 256 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The system refused.
-    #[error("reading {}: {source}; check the disk and the permissions", path.display())]
+    #[error("reading {}: {cause}; check the disk and the permissions", path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,
         /// What the system says.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Bytes that this program has not written, and that no crash explains.
     #[error(
@@ -96,9 +96,9 @@ fn segment_number(name: &str) -> Option<u64> {
 /// # Errors
 /// When the directory cannot be listed.
 pub fn segment_numbers(dir: &Path) -> Result<Vec<u64>, ReadError> {
-    let failed = |source| ReadError::Io {
+    let failed = |cause| ReadError::Io {
         path: dir.to_owned(),
-        source,
+        cause,
     };
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -212,9 +212,9 @@ pub(crate) fn read_file<T: BorshDeserialize>(
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|mut file| file.read_to_end(&mut bytes))
-        .map_err(|source| ReadError::Io {
+        .map_err(|cause| ReadError::Io {
             path: path.to_owned(),
-            source,
+            cause,
         })?;
     let corrupt = |offset: usize, what: &str| ReadError::Corrupt {
         path: path.to_owned(),

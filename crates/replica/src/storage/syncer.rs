@@ -55,10 +55,10 @@ impl Syncer {
         interval: Duration,
         wake: Box<dyn Fn() + Send>,
     ) -> Result<Self, StorageError> {
-        let failed = |source| StorageError::Io {
+        let failed = |cause| StorageError::Io {
             doing: "opening",
             path: dir.to_owned(),
-            source,
+            cause,
         };
         let shared = Arc::new(Shared {
             wanted: Mutex::default(),
@@ -221,11 +221,7 @@ fn carry_out(
 ) -> Result<(), StorageError> {
     let failed = |doing, path: &Path| {
         let path = path.to_owned();
-        move |source: io::Error| StorageError::Io {
-            doing,
-            path,
-            source,
-        }
+        move |cause: io::Error| StorageError::Io { doing, path, cause }
     };
     for (file, path) in files {
         file.sync_data().map_err(failed("flushing", path))?;
