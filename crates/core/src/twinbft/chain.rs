@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use twinbft_types::wire::{ChainSlot, PeerMessage};
-use twinbft_types::{Digest, ReplicaId, Request, RequestRef, Slot, batch_digest, history};
+use twinbft_types::{Digest, ReplicaId, Request, RequestRef, Slot, TwinId, batch_digest, history};
 
 use super::Replica;
 use super::slots::SlotData;
@@ -34,6 +34,8 @@ struct Fetch {
     persisted: bool,
     /// When the next question is due.
     ask_at_us: u64,
+    /// How often it was asked, to ask another twin each time.
+    asked: usize,
 }
 
 impl Fetch {
@@ -51,8 +53,6 @@ impl Fetch {
 #[derive(Debug, Default)]
 pub struct Chain {
     fetches: Vec<Fetch>,
-    /// Counts the questions, to ask another twin each time.
-    asked: usize,
 }
 
 impl Chain {
@@ -177,6 +177,7 @@ impl Replica {
             missing: target,
             persisted: false,
             ask_at_us: self.now.mono_us,
+            asked: 0,
         });
     }
 
@@ -317,31 +318,35 @@ impl Replica {
         Ok(())
     }
 
+    /// All other twins, neighbours of different hosts, the twins of this one's number first. 4.5: siblings included; what
+    /// was decided here and not sent yet is nowhere else.
+    pub(super) fn everybody(&self) -> Vec<ReplicaId> {
+        let (shape, me) = (self.config.shape, self.config.me);
+        let twins = shape.twins();
+        let in_turn = (0..twins).map(|offset| TwinId((me.twin.0 + offset) % twins));
+        in_turn
+            .flat_map(|twin| shape.all_hosts().map(move |host| ReplicaId { host, twin }))
+            .filter(|other| *other != me)
+            .collect()
+    }
+
     /// Asks for what is missing, another twin each time.
     pub(super) fn chain_timer(&mut self, out: &mut Effects) {
-        let shape = self.config.shape;
-        // 4.5: from any twin, siblings included: what was decided here and not sent yet is nowhere else.
-        let me = self.config.me;
-        let siblings = shape.all_twins().map(|twin| ReplicaId { twin, ..me });
-        let targets: Vec<ReplicaId> = shape
-            .receivers(self.config.host())
-            .chain(siblings.filter(|sibling| *sibling != me))
-            .collect();
-        let first = usize::from(self.config.twin().0);
-        let stride = usize::from(shape.twins()) + 1;
+        let targets = self.everybody();
         for index in 0..self.chain.fetches.len() {
             let Fetch {
                 missing: (slot, history),
                 ask_at_us,
+                asked,
                 ..
             } = self.chain.fetches[index];
             if ask_at_us > self.now.mono_us || targets.is_empty() || self.owns(slot, history) {
                 continue;
             }
-            self.chain.fetches[index].ask_at_us =
-                self.now.mono_us + self.config.tuning.fetch_after_us;
-            let to = targets[(first + self.chain.asked * stride) % targets.len()];
-            self.chain.asked += 1;
+            let fetch = &mut self.chain.fetches[index];
+            fetch.ask_at_us = self.now.mono_us + self.config.tuning.fetch_after_us;
+            fetch.asked = asked.wrapping_add(1);
+            let to = targets[asked % targets.len()];
             let message = Arc::new(PeerMessage::FetchChain { slot, history });
             out.push(Effect::Send { to, message });
         }

@@ -268,7 +268,7 @@ impl Replica {
             first: wanted,
             last: wanted,
         });
-        self.ask_around(&question, out);
+        self.ask_around(self.checkpoints.repeats, &question, out);
     }
 
     pub(super) fn checkpoint_deadline(&self) -> Option<u64> {

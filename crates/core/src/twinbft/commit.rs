@@ -416,7 +416,7 @@ impl Replica {
             first: wanted,
             last: wanted,
         });
-        self.ask_around(&question, out);
+        self.ask_around(self.commit.repeats, &question, out);
     }
 
     pub(super) fn commit_deadline(&self) -> Option<u64> {

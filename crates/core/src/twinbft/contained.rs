@@ -21,6 +21,8 @@ pub struct Contained {
     log: Option<(View, Slot, Digest)>,
     /// When to ask for one again.
     ask_at_us: Option<u64>,
+    /// How often it was asked.
+    asked: u32,
 }
 
 impl Replica {
@@ -100,7 +102,8 @@ impl Replica {
                 first: next,
                 last: next,
             });
-            self.ask_around(&question, out);
+            self.views.contained.asked = self.views.contained.asked.wrapping_add(1);
+            self.ask_around(self.views.contained.asked, &question, out);
         }
     }
 }

@@ -91,7 +91,7 @@ impl Replica {
             .collect();
         for (slot, history, repeats) in due {
             let question = Arc::new(PeerMessage::FetchSlotResult { slot, history });
-            self.ask_around(&question, out);
+            self.ask_around(repeats + 1, &question, out);
             let pause = self.pause_us(repeats + 1);
             if let Some(open) = self.divergences.open.get_mut(&slot) {
                 open.repeats += 1;

@@ -110,8 +110,6 @@ pub struct Replica {
     recovery: Recovery,
     /// This twin's posts that it has not read back yet.
     own: own::Own,
-    /// Counts the questions to other hosts, to ask other twins each time.
-    asked: u8,
     /// Used by [`entry`], empty between steps; kept for its memory.
     decisions: Vec<Decision>,
 }
@@ -156,7 +154,6 @@ impl Replica {
             serving: Serving::default(),
             recovery: Recovery::default(),
             own: own::Own::default(),
-            asked: 0,
             decisions: Vec::new(),
             config,
         }
@@ -513,22 +510,25 @@ impl Replica {
         self.send_to_twin(self.config.twin(), hosts, message, out);
     }
 
-    /// Asks one twin of each other host, another one each time: a counterpart may be mute.
-    fn ask_around(&mut self, message: &Arc<PeerMessage>, out: &mut Effects) {
+    /// Asks one twin of each other host, another one each time: a counterpart may be mute. `times` is how often this
+    /// question was asked: with a count that several questions share, each could meet the same twin every time.
+    fn ask_around(&self, times: u32, message: &Arc<PeerMessage>, out: &mut Effects) {
         let hosts = self.config.shape.all_hosts();
-        self.ask_hosts(hosts, message, out);
+        self.ask_hosts(times, hosts, message, out);
     }
 
     /// The same of these hosts alone.
     fn ask_hosts(
-        &mut self,
+        &self,
+        times: u32,
         hosts: impl IntoIterator<Item = HostId>,
         message: &Arc<PeerMessage>,
         out: &mut Effects,
     ) {
-        self.asked = self.asked.wrapping_add(1);
-        let twin = self.config.twin().0.wrapping_add(self.asked) % self.config.shape.twins();
-        self.send_to_twin(TwinId(twin), hosts.into_iter(), message, out);
+        let twins = u32::from(self.config.shape.twins());
+        let twin = (u32::from(self.config.twin().0) + times % twins) % twins;
+        let twin = TwinId(u8::try_from(twin).expect("less than the twins of a host"));
+        self.send_to_twin(twin, hosts.into_iter(), message, out);
     }
 
     fn send_to_twin(

@@ -189,6 +189,7 @@ impl Replica {
             };
             data.since_us = now;
             data.repeats += 1;
+            let times = data.repeats;
             let Some(message) = data.order(slot, quorum) else {
                 continue;
             };
@@ -196,7 +197,7 @@ impl Replica {
             let lacking: Vec<HostId> = (self.config.shape.all_hosts())
                 .filter(|host| self.commit.acknowledged(*host, view) < slot)
                 .collect();
-            self.ask_hosts(lacking, &message, out);
+            self.ask_hosts(times, lacking, &message, out);
         }
     }
 
