@@ -161,7 +161,8 @@ impl Service {
             checkpointer: spawn("checkpoint", journal.clone(), inbox.clone())?,
             reader: spawn("snapshot", journal, inbox.clone())?,
             snapshots: BTreeMap::new(),
-            snapshot_due: false,
+            // A start stands at the last checkpoint, if there is one.
+            snapshot_due: true,
             restoring: Slot(0),
             batch_us: 0,
             status: ServiceStatus::default(),

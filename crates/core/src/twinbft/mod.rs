@@ -321,10 +321,16 @@ impl Replica {
         message: PeerMessage,
         out: &mut Effects,
     ) -> Result<(), PeerFault> {
-        // Twins of one host talk through the postbox. Slots that a hash chain verifies may come from anywhere (4.5).
+        // Twins of one host talk through the postbox. Slots that a hash chain verifies, and the state of a checkpoint
+        // that `Q` hosts have certified, may come from anywhere (4.5, 8).
         let verifies_itself = matches!(
             message,
-            PeerMessage::FetchChain { .. } | PeerMessage::Chain(_)
+            PeerMessage::FetchChain { .. }
+                | PeerMessage::Chain(_)
+                | PeerMessage::FetchCheckpoint { .. }
+                | PeerMessage::Checkpoint(_)
+                | PeerMessage::FetchChunk(_)
+                | PeerMessage::Chunk(_)
         );
         let is_sibling = from.host == self.config.host();
         if (is_sibling && !verifies_itself) || !self.config.shape.contains(from) {

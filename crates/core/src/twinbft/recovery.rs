@@ -251,7 +251,10 @@ impl Replica {
             }
         }
         if let Some((checkpoint, service)) = recovered.checkpoint {
-            replica.stand_at(&checkpoint, service)?;
+            let parts = replica.stand_at(&checkpoint, service)?;
+            // A sibling that lost its disk may have nobody else to fetch it from.
+            let (slot, sessions) = (checkpoint.slot, checkpoint.sessions);
+            replica.serving.keep(slot, parts, sessions);
         }
         replica.recovery = Recovery::new(recovered.records, recovered.log_end);
         replica.recovery.is_new_epoch = recovered.is_new_epoch;
@@ -264,7 +267,7 @@ impl Replica {
         &mut self,
         checkpoint: &Checkpoint,
         service: Digest,
-    ) -> Result<(), DecodeError> {
+    ) -> Result<CheckpointParts, DecodeError> {
         let bounds = Self::session_bounds(&self.config.tuning);
         self.sessions = SessionTable::from_image(bounds, &checkpoint.sessions)?;
         self.execution.stand_at(checkpoint.slot);
@@ -280,7 +283,7 @@ impl Replica {
             timestamp_us: checkpoint.timestamp_us,
         };
         self.checkpoints.stand_at(checkpoint.slot, &parts);
-        Ok(())
+        Ok(parts)
     }
 
     /// 2: a twin that lags past the end resynchronises from the agreed STATE and nothing else.
@@ -405,15 +408,18 @@ impl Replica {
                 } if !replaying => out.push(Effect::Post { entry, lazy }),
                 Effect::Post { entry, lazy } => self.recovery.hold(entry, lazy),
                 Effect::Send { to, message } => {
-                    let question = matches!(
+                    // Nor does what the receiver verifies against what it knows: a sibling may wait for it.
+                    let promises_nothing = matches!(
                         *message,
                         PeerMessage::FetchSlots { .. }
                             | PeerMessage::FetchChain { .. }
                             | PeerMessage::FetchNewView { .. }
                             | PeerMessage::FetchCheckpoint { .. }
                             | PeerMessage::FetchChunk(_)
+                            | PeerMessage::Chain(_)
+                            | PeerMessage::Chunk(_)
                     );
-                    if question && !replaying {
+                    if promises_nothing && !replaying {
                         out.push(Effect::Send { to, message });
                     }
                 }

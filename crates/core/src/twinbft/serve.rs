@@ -45,6 +45,16 @@ pub struct Serving {
 }
 
 impl Serving {
+    /// This twin stands at this checkpoint, and its service has the snapshot.
+    pub fn keep(&mut self, slot: Slot, parts: CheckpointParts, sessions: SessionImage) {
+        let kept = Kept {
+            parts,
+            sessions: SessionChunks::new(sessions),
+            asked_us: None,
+        };
+        self.kept.insert(slot, kept);
+    }
+
     pub fn len(&self) -> usize {
         self.queue.len() + self.reading.len()
     }
@@ -59,12 +69,7 @@ impl Replica {
         sessions: SessionImage,
         out: &mut Effects,
     ) {
-        let kept = Kept {
-            parts,
-            sessions: SessionChunks::new(sessions),
-            asked_us: None,
-        };
-        self.serving.kept.insert(slot, kept);
+        self.serving.keep(slot, parts, sessions);
         self.forget_checkpoints(out);
     }
 

@@ -154,7 +154,7 @@ impl Replica {
     }
 
     fn send_to_all(&self, message: &Arc<PeerMessage>, out: &mut Effects) {
-        for to in self.config.shape.receivers(self.config.host()) {
+        for to in self.everybody() {
             let message = message.clone();
             out.push(Effect::Send { to, message });
         }
@@ -216,7 +216,7 @@ impl Replica {
             asked: BTreeMap::new(),
             writing: BTreeMap::new(),
             useless: BTreeSet::new(),
-            next_server: usize::from(self.config.twin().0),
+            next_server: 0,
             chunks: 0,
             activating: false,
         });
@@ -292,7 +292,7 @@ impl Replica {
 
     fn ask_for_chunks(&mut self, out: &mut Effects) {
         let now_us = self.now.mono_us;
-        let servers: Vec<ReplicaId> = self.config.shape.receivers(self.config.host()).collect();
+        let servers = self.everybody();
         let Some(fetching) = self.transfer.fetching.as_mut() else {
             return;
         };

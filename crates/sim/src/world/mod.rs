@@ -358,17 +358,12 @@ impl World {
         self.live_hosts() < self.scenario.shape.host_quorum()
     }
 
-    /// Hosts with `q` correct twins. The twins of the only host have nobody to fetch slots from: there, one that lacks some
-    /// counts as faulty.
+    /// Hosts with `q` correct twins.
     fn live_hosts(&self) -> usize {
         let shape = self.scenario.shape;
-        let lacks_slots = |twin: &Twin| {
-            let status = twin.core.status();
-            shape.hosts() == 1 && status.executed < status.accepted
-        };
         let live = |host: HostId| {
             let twins = self.twins.iter().filter(|t| t.id.host == host);
-            let live = twins.filter(|t| t.is_correct() && !lacks_slots(t));
+            let live = twins.filter(|t| t.is_correct());
             live.count() >= shape.twin_quorum()
         };
         shape.all_hosts().filter(|host| live(*host)).count()

@@ -7,7 +7,7 @@ use twinbft_types::wire::PeerMessage;
 use twinbft_types::{ReplicaId, Shape, Statement};
 
 use super::World;
-use crate::scenario::{ClientKind, ClientPlan, Scenario};
+use crate::scenario::{ClientKind, ClientPlan, Loss, Scenario};
 use crate::trace::Tracer;
 
 type Loses = Box<dyn Fn(u64, ReplicaId, ReplicaId, &PeerMessage) -> bool>;
@@ -198,5 +198,30 @@ fn a_host_that_missed_a_view_and_fetched_a_checkpoint_enters_that_view() {
                 world.summary()
             );
         }
+    }
+}
+
+/// The only host has nobody but its own twins: one that lost its disk fetches the checkpoint from a sibling (8), also from
+/// one that has started again since it made it.
+#[test]
+fn a_twin_of_the_only_host_gets_its_checkpoint_from_a_sibling() {
+    for (twins, sibling_starts_again) in [(2, false), (2, true), (3, true)] {
+        let mut world = world(1, twins, 400, 4);
+        let lost = ReplicaId::new(0, 0);
+        let mut until_us = 0;
+        // Some slots beyond the third checkpoint.
+        while world.twin(lost).core.status().executed.0 < 450 {
+            until_us += 1_000;
+            world.go_to(until_us);
+        }
+        if sibling_starts_again {
+            (1..twins).for_each(|twin| world.crash(ReplicaId::new(0, twin), 500, Loss::Nothing));
+            world.go_to(until_us + 5_000);
+        }
+        world.crash(lost, 500, Loss::Disk);
+        world.go_to(until_us + 5_000_000);
+        assert!(world.is_done(), "{}", world.summary());
+        let fetched = world.twin(lost).core.status().transfers;
+        assert!(fetched > 0, "{}", world.summary());
     }
 }
