@@ -37,10 +37,13 @@ pub fn start(options: BrokerOptions) -> anyhow::Result<Broker> {
         .context("cannot reach the supervisor that NOTIFY_SOCKET names")?;
     let lock = lock(&options.dir)?;
     let epoch_file = EpochFile::new(&options.state_dir)?;
-    let last_epoch = epoch_file.load()?;
+    let kept_epoch = epoch_file.load()?;
+    let last_epoch = kept_epoch.unwrap_or(0);
+    // 8: a log that begins must not be taken for one that a twin knows.
+    let floor = kept_epoch.map_or_else(EpochFile::above_all, |_| last_epoch);
     let inherited =
         fds::inherited().context("cannot take the descriptors that LISTEN_FDS names")?;
-    let (log, earlier) = open_log(&options, last_epoch, inherited, &mut journal)?;
+    let (log, earlier) = open_log(&options, (last_epoch, floor), inherited, &mut journal)?;
     let epoch = log.writer.info().epoch;
     if epoch != last_epoch {
         epoch_file.store(epoch)?;
@@ -85,7 +88,7 @@ fn lock(dir: &Path) -> anyhow::Result<Flock<File>> {
 /// The log of an earlier process when the supervisor kept one that verifies, a new epoch otherwise.
 fn open_log(
     options: &BrokerOptions,
-    last_epoch: u64,
+    (last_epoch, floor): (u64, u64),
     inherited: Vec<(String, OwnedFd)>,
     journal: &mut Journal,
 ) -> anyhow::Result<(LocalLog, Vec<String>)> {
@@ -129,6 +132,7 @@ fn open_log(
         }
     }
     let epoch = epoch_max
+        .max(floor)
         .checked_add(1)
         .context("the epoch is at its end")?;
     let info = LogInfo {

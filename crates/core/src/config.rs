@@ -1,6 +1,6 @@
 //! What a replica's core must know before its first step.
 
-use twinbft_types::{Digest, Epoch, HostId, Incarnation, KeyRing, ReplicaId, Shape, TwinId};
+use twinbft_types::{Digest, Epoch, HostId, KeyRing, ReplicaId, Shape, TwinId};
 
 use crate::hostlog::Bounds;
 
@@ -22,8 +22,6 @@ pub struct CoreConfig {
     pub me: ReplicaId,
     /// The keys it shares with all others.
     pub keys: KeyRing,
-    /// The host's incarnation (protocol.md 8).
-    pub incarnation: Incarnation,
     /// The epoch of the host's postbox log (protocol.md 2).
     pub epoch: Epoch,
     /// The digest of `cluster.toml`'s agreed part; goes into every checkpoint.

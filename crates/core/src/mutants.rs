@@ -35,11 +35,13 @@ pub enum Rule {
     NvWindow,
     /// 6: whoever votes for a new view holds its log.
     HoldsChosenLog,
+    /// 8: a set of VIEW-CHANGEs in which one member's vector of incarnations outdates another member is invalid.
+    Incarnations,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Candidate,
         Self::Attempt,
         Self::VoteSubject,
@@ -55,6 +57,7 @@ impl Rule {
         Self::ReadLogEnd,
         Self::NvWindow,
         Self::HoldsChosenLog,
+        Self::Incarnations,
     ];
 }
 

@@ -45,4 +45,10 @@ pub enum Record {
         /// Its history.
         history: Digest,
     },
+    /// In this epoch the host has begun without a memory (protocol.md 8, last row): promises and installs before this record
+    /// are void, and so is what was joined. Slots stay: their hash chain verifies them.
+    Forgotten {
+        /// The epoch.
+        epoch: Epoch,
+    },
 }

@@ -63,6 +63,7 @@ kinds! {
     FetchSlots => "fetch_slots",
     FetchSlotResult => "fetch_slot_result",
     FetchNewView => "fetch_new_view",
+    FetchReport => "fetch_report",
     FetchChain => "fetch_chain",
     Chain => "chain",
     FetchCheckpoint => "fetch_checkpoint",
@@ -81,6 +82,7 @@ kinds! {
     SlotResult => "slot_result",
     Recovery => "recovery",
     RecoveryAnswer => "recovery_answer",
+    Report => "report",
     StatusQuestion => "status_question",
 }
 
@@ -93,6 +95,7 @@ impl Kind {
             PeerMessage::FetchSlots { .. } => Self::FetchSlots,
             PeerMessage::FetchSlotResult { .. } => Self::FetchSlotResult,
             PeerMessage::FetchNewView { .. } => Self::FetchNewView,
+            PeerMessage::FetchReport { .. } => Self::FetchReport,
             PeerMessage::FetchChain { .. } => Self::FetchChain,
             PeerMessage::Chain(_) => Self::Chain,
             PeerMessage::FetchCheckpoint { .. } => Self::FetchCheckpoint,
@@ -114,6 +117,7 @@ impl Kind {
                 Statement::SlotResult { .. } => Self::SlotResult,
                 Statement::Recovery { .. } => Self::Recovery,
                 Statement::RecoveryAnswer { .. } => Self::RecoveryAnswer,
+                Statement::Report { .. } => Self::Report,
             },
         }
     }

@@ -183,7 +183,7 @@ impl CoreLife {
         #[cfg(feature = "byzantine-doubles")]
         let doubles = crate::byzantine::Doubles::new(
             *me,
-            core.incarnation,
+            twinbft_types::Incarnation(0),
             core.keys.clone(),
             core.shape.hosts(),
         );

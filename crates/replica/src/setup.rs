@@ -10,8 +10,8 @@ use twinbft_app::{KvOptions, NullOptions, ServiceOptions};
 use twinbft_config::{ClusterConfig, Durability, Execution, Layout};
 use twinbft_core::{CoreConfig, Tuning};
 use twinbft_types::{
-    Digest, Epoch, HostId, Incarnation, KeyContext, KeyRing, ProcessId, PublicKey, ReplicaId,
-    SecretKey, Shape, TwinId,
+    Digest, Epoch, HostId, KeyContext, KeyRing, ProcessId, PublicKey, ReplicaId, SecretKey, Shape,
+    TwinId,
 };
 
 use crate::net::TlsFiles;
@@ -126,7 +126,6 @@ pub fn core_config(config: &ClusterConfig, me: ReplicaId, keys: KeyRing) -> Core
             .expect("the parser checks N and m"),
         me,
         keys,
-        incarnation: Incarnation(0),
         epoch: Epoch(0),
         config_digest: Digest::of(&config.agreed_bytes()),
         tuning: Tuning {

@@ -9,7 +9,7 @@ use twinbft_core::{Checkpoint, CoreConfig, Record, Recovered, Replica};
 use twinbft_types::{Digest, Epoch, Position, ReplicaId};
 
 use crate::driver::Link;
-use crate::genesis::{Genesis, needs_recovery};
+use crate::genesis::Genesis;
 use crate::setup;
 use crate::storage::{Journal, Journaled, ReadError, Segments, Storage};
 
@@ -22,6 +22,8 @@ enum Memory {
     Genesis(Genesis),
     /// Its promises, and the epoch of the log that it made them in.
     Kept { records: Vec<Record>, epoch: Epoch },
+    /// Slots alone: its host had forgotten what it had promised, and was not yet back (protocol.md 8, last row).
+    Void { records: Vec<Record> },
     /// Nothing: its promises are in the postbox's log.
     Lost,
 }
@@ -73,7 +75,9 @@ impl Disk {
         };
         let base = match &memory {
             Memory::Lost => None,
-            Memory::Genesis(_) | Memory::Kept { .. } => bring(&mut *app, &journaled)?,
+            Memory::Genesis(_) | Memory::Kept { .. } | Memory::Void { .. } => {
+                bring(&mut *app, &journaled)?
+            }
         };
         if base.is_none()
             && let Some(checkpoint) = app.last_checkpoint()
@@ -107,7 +111,7 @@ impl Disk {
         storage: &mut Storage,
     ) -> anyhow::Result<Replica> {
         let epoch = core.epoch;
-        let mut is_new_epoch = false;
+        let (mut is_new_epoch, mut is_unsure) = (false, false);
         let records = match self.memory {
             Memory::Genesis(genesis) => {
                 let own = link.appender().map_or(0, |appender| appender.next_number());
@@ -130,16 +134,20 @@ impl Disk {
                 epoch: joined,
             } => {
                 is_new_epoch = joined != epoch;
-                if is_new_epoch && !self.is_whole {
-                    return Err(needs_recovery(format!(
-                        "the postbox's log was lost (its epoch went from {joined} to {epoch}), and so may be this twin's last promises, because this machine has started again and durability is not \"sync\": the host stays silent and the others go on; if all hosts were lost at once, make a new cluster with `twinbft init`"
-                    )));
+                is_unsure = !self.is_whole;
+                if is_new_epoch && is_unsure {
+                    tracing::warn!(
+                        from = joined.0,
+                        to = epoch.0,
+                        "the postbox's log was lost, and so may be this twin's last promises, because this machine has started again and durability is not \"sync\": the host stays silent until the others have told it where they are"
+                    );
                 }
                 records
             }
+            Memory::Void { records } => records,
             Memory::Lost => {
                 tracing::warn!(
-                    "this twin's disk remembers nothing; its promises are read from the postbox's log, and its state comes from the others"
+                    "this twin's disk remembers nothing; its promises are read from the postbox's log, or, where that is lost too, its host takes a new incarnation; its state comes from the others"
                 );
                 Vec::new()
             }
@@ -154,6 +162,8 @@ impl Disk {
             log_end: Position(link.reader().end()),
             log_state: state.map(|state| (Position(state.position), state.bytes.into())),
             is_new_epoch,
+            is_unsure,
+            nonce: Digest(rand::random()),
         };
         tracing::info!(
             from = recovered.log_state.as_ref().map_or(0, |(p, _)| p.0),
@@ -169,13 +179,17 @@ impl Disk {
 
 impl Memory {
     fn find(config: &ClusterConfig, data: &Path, records: Vec<Record>) -> anyhow::Result<Self> {
-        let joined = records.iter().rev().find_map(|record| match record {
-            Record::Joined { epoch } => Some(*epoch),
-            Record::Promise(_)
-            | Record::Slot { .. }
-            | Record::Stable { .. }
-            | Record::Installed { .. } => None,
-        });
+        let (mut joined, mut is_void) = (None, false);
+        for record in &records {
+            match record {
+                Record::Joined { epoch } => (joined, is_void) = (Some(*epoch), false),
+                Record::Forgotten { .. } => (joined, is_void) = (None, true),
+                Record::Promise(_)
+                | Record::Slot { .. }
+                | Record::Stable { .. }
+                | Record::Installed { .. } => {}
+            }
+        }
         let genesis = Genesis::find(data, &config.cluster.id)?;
         Ok(match (joined, genesis) {
             (Some(epoch), genesis) => {
@@ -183,6 +197,7 @@ impl Memory {
                 genesis.map_or(Ok(()), Genesis::take)?;
                 Self::Kept { records, epoch }
             }
+            (None, _) if is_void => Self::Void { records },
             (None, Some(genesis)) => Self::Genesis(genesis),
             (None, None) => Self::Lost,
         })

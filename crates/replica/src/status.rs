@@ -247,6 +247,7 @@ pub fn core_json(report: &CoreReport) -> Value {
         "role": status.role.name(),
         "view": status.view.0,
         "view_changes": status.view_changes,
+        "incarnation": status.incarnation.0,
         // On the primary host the last accepted slot is the last decided one.
         "decided": status.accepted.0,
         "accepted": status.accepted.0,

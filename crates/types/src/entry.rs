@@ -30,6 +30,8 @@ pub struct HelloState {
     pub accepted: Slot,
     /// Its history.
     pub history: Digest,
+    /// The highest incarnation of every host that this twin's PEERs name, its own among them.
+    pub incarnations: Vec<Incarnation>,
 }
 
 /// One entry of a postbox log.

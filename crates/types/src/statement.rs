@@ -129,6 +129,8 @@ pub enum Statement {
     RecoveryAnswer {
         /// Who asked.
         to: HostId,
+        /// The question's incarnation.
+        incarnation: Incarnation,
         /// The question's nonce.
         nonce: Digest,
         /// The installed view.
@@ -137,6 +139,17 @@ pub enum Statement {
         accepted: Slot,
         /// Its history.
         history: Digest,
+        /// The incarnation of every host, as the answering host's PEER entries show it.
+        incarnations: Vec<Incarnation>,
+    },
+    /// The highest incarnation of a host that this host's PEER entries show, for that host, which may have forgotten (8).
+    Report {
+        /// Of whom, and to whom.
+        of: HostId,
+        /// Its incarnation.
+        incarnation: Incarnation,
+        /// The question's nonce.
+        nonce: Digest,
     },
 }
 
@@ -156,7 +169,10 @@ impl Statement {
             Self::ViewChange { accepted, .. } | Self::RecoveryAnswer { accepted, .. } => {
                 Some(*accepted)
             }
-            Self::Forward { .. } | Self::Wish { .. } | Self::Recovery { .. } => None,
+            Self::Forward { .. }
+            | Self::Wish { .. }
+            | Self::Recovery { .. }
+            | Self::Report { .. } => None,
         }
     }
 }

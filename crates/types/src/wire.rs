@@ -70,6 +70,11 @@ pub enum PeerMessage {
     FetchChunk(ChunkName),
     /// The answer to [`Self::FetchChunk`].
     Chunk(ChunkMessage),
+    /// The highest incarnation that others know of the asking host is wanted (8).
+    FetchReport {
+        /// What the answer must carry.
+        nonce: Digest,
+    },
 }
 
 /// One slot of a log, verified by the history of the slot and nothing else.
@@ -326,6 +331,9 @@ impl From<&PeerMessage> for pb::PeerMessage {
             PeerMessage::Checkpoint(offer) => Message::Checkpoint((&**offer).into()),
             PeerMessage::FetchChunk(name) => fetch(pb::fetch::What::Chunk((*name).into())),
             PeerMessage::Chunk(chunk) => Message::Chunk(chunk.into()),
+            PeerMessage::FetchReport { nonce } => {
+                fetch(pb::fetch::What::Report(nonce.0.to_vec().into()))
+            }
         };
         Self {
             message: Some(message),
@@ -376,6 +384,9 @@ impl TryFrom<pb::PeerMessage> for PeerMessage {
                     Ok(Self::FetchCheckpoint { above: Slot(slot) })
                 }
                 pb::fetch::What::Chunk(query) => Ok(Self::FetchChunk(query.try_into()?)),
+                pb::fetch::What::Report(nonce) => Ok(Self::FetchReport {
+                    nonce: digest("fetch.report", &nonce)?,
+                }),
             },
             Message::Chain(chain) => {
                 let slots = chain.slots.into_iter().map(|s| {

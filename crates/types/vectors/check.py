@@ -140,7 +140,8 @@ EXPECTED = {
     "COMMITTED": u8(9) + N + H,
     "SLOT-RESULT": u8(10) + N + H + D,
     "RECOVERY": u8(11) + u64(1) + D,
-    "RECOVERY-ANSWER": u8(12) + u8(1) + D + V + N + H,
+    "RECOVERY-ANSWER": u8(12) + u8(1) + u64(1) + D + V + N + H + vector([u64(0), u64(1), u64(0)]),
+    "REPORT": u8(13) + u8(1) + u64(1) + D,
 }
 for s in STATEMENTS["signed"]:
     signed = u8(1) + u64(6) + EXPECTED[s["statement"]]

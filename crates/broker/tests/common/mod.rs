@@ -138,6 +138,8 @@ impl Host {
     /// Starts a broker with extra flags and waits until it is ready.
     pub fn start(flags: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(dir.path().join("state")).expect("a fresh directory");
+        std::fs::write(dir.path().join("state/genesis"), CLUSTER).expect("a fresh directory");
         let supervisor = Supervisor::new(dir.path());
         let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
         let mut host = Self {

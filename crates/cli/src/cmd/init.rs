@@ -201,6 +201,11 @@ pub fn create(layout: &Layout, plan: Plan<'_>) -> anyhow::Result<ClusterConfig> 
     write_keys(layout, &mut config)?;
     write_certificates(layout, &config)?;
     for host in &config.hosts {
+        // The broker's: it never had an epoch.
+        let run = layout.host_run(host.id);
+        fs::create_dir_all(&run).with_context(|| format!("making {}", run.display()))?;
+        let mark = format!("{}\n", config.cluster.id);
+        secret_file::write(&run.join(GENESIS), &mark)?;
         for twin in &host.twins {
             let data = layout.twin_data(host.id, twin.id);
             secret_file::private_directory(&data)?;

@@ -295,8 +295,11 @@ impl Facts {
             } => self.slot(*slot).results.push((*history, *results)),
             Decision::Checkpoint { slot, digest } => self.slot(*slot).checkpoints.push(*digest),
             // What was decided before the new epoch is in no log that this audit has read.
-            Decision::Opened => *self = Self::new(log, false),
-            Decision::Jumped { .. }
+            Decision::Opened | Decision::Recovered => *self = Self::new(log, false),
+            Decision::Forgotten { .. }
+            | Decision::Renewed { .. }
+            | Decision::Peered { .. }
+            | Decision::Jumped { .. }
             | Decision::Nacked { .. }
             | Decision::Void { .. }
             | Decision::Fenced { .. }

@@ -88,6 +88,7 @@ fn is_undecided(facts: &Facts, log: &HostLog, statement: &Statement) -> bool {
         | Statement::Wish { .. }
         | Statement::Committed { .. }
         | Statement::Recovery { .. }
-        | Statement::RecoveryAnswer { .. } => false,
+        | Statement::RecoveryAnswer { .. }
+        | Statement::Report { .. } => false,
     }
 }

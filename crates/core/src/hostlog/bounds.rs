@@ -40,8 +40,12 @@ impl Bounds {
         let views = (count(NV_PROPOSALS_MAX) + 1) * (64 + hosts * (1 + DIGEST_BYTES))
             + twins * (1 + 8 + DIGEST_BYTES)
             + hosts * 8;
+        // PEERs, and HELLOs, AMNESIAs and what twins that have forgotten have learned.
+        let recovery = hosts * twins * (2 * 9 + DIGEST_BYTES)
+            + twins * (2 * (64 + DIGEST_BYTES) + 2 * hosts * 8 + 2 * (17 + DIGEST_BYTES));
         REST_BYTES
             + views
+            + recovery
             + candidates
             + accepts
             + held

@@ -1,8 +1,9 @@
 //! A new epoch of the log begins with what the twins remember of the one before (protocol.md 8, HELLO).
 
-use twinbft_types::{HelloState, TwinId, View};
+use twinbft_types::{HelloState, Incarnation, TwinId, View};
 
-use super::{Bounds, Decision, HostLog};
+use super::amnesia::Opening;
+use super::{Bounds, Decision, HostLog, Invalid};
 
 impl HostLog {
     /// The state before the first entry of a later epoch: nothing counts until the twins have said what they remember.
@@ -13,7 +14,7 @@ impl HostLog {
         bounds: Bounds,
     ) -> Self {
         Self {
-            opening: Some(Vec::new()),
+            opening: Some(Opening::default()),
             ..Self::genesis(shape, host, bounds)
         }
     }
@@ -26,7 +27,8 @@ impl HostLog {
 
     /// Each twin's latest HELLO, while the host waits for them.
     pub fn hellos(&self) -> impl Iterator<Item = (TwinId, HelloState)> + '_ {
-        self.opening.iter().flatten().cloned()
+        let opening = self.opening.iter();
+        opening.flat_map(|opening| opening.hellos.iter().cloned())
     }
 
     /// 8: claims are compared part by part. The host goes on when the HELLOs of all twins stand and `q` equal the highest
@@ -36,17 +38,25 @@ impl HostLog {
         sender: TwinId,
         state: &HelloState,
         out: &mut Vec<Decision>,
-    ) {
+    ) -> Result<(), Invalid> {
+        if state.incarnations.len() != self.incarnations.len() {
+            return Err(Invalid("a HELLO for a cluster of another size"));
+        }
         let (all, quorum) = (usize::from(self.shape.twins()), self.shape.twin_quorum());
-        let Some(hellos) = &mut self.opening else {
-            return;
+        let Some(opening) = &mut self.opening else {
+            return Ok(());
         };
+        // Who has forgotten does not remember later.
+        if opening.has_forgotten(sender) {
+            return Ok(());
+        }
+        let hellos = &mut opening.hellos;
         hellos.retain(|(twin, _)| *twin != sender);
         hellos.push((sender, state.clone()));
         let claim = |hello: &HelloState| (hello.last_normal, hello.accepted);
         let highest = hellos.iter().max_by_key(|(_, hello)| claim(hello));
         let Some((_, highest)) = highest.cloned() else {
-            return;
+            return Ok(());
         };
         let equal = hellos.iter().filter(|(_, hello)| {
             claim(hello) == claim(&highest) && hello.history == highest.history
@@ -54,13 +64,28 @@ impl HostLog {
         let leave = hellos.iter().map(|(_, hello)| hello.leave).max();
         let leave = leave.unwrap_or_default();
         let left = hellos.iter().filter(|(_, hello)| hello.leave == leave);
-        if hellos.len() < all || equal.count() < quorum || left.count() < quorum {
-            return;
+        let incarnations: Vec<Incarnation> = (0..state.incarnations.len())
+            .filter_map(|host| {
+                hellos
+                    .iter()
+                    .map(|(_, hello)| hello.incarnations[host])
+                    .max()
+            })
+            .collect();
+        let know = |host: usize| {
+            let know = hellos.iter();
+            know.filter(|(_, hello)| hello.incarnations[host] == incarnations[host])
+                .count()
+        };
+        let agreed = (0..incarnations.len()).all(|host| know(host) >= quorum);
+        if hellos.len() < all || equal.count() < quorum || left.count() < quorum || !agreed {
+            return Ok(());
         }
         for (twin, hello) in hellos.iter() {
             self.leaves[usize::from(twin.0)] = hello.leave;
         }
         self.opening = None;
+        self.incarnations = incarnations;
         self.installed = highest.last_normal;
         self.last_normal = highest.last_normal;
         self.fenced_to = leave;
@@ -68,6 +93,7 @@ impl HostLog {
         self.accepted_history = highest.history;
         self.silent_to = Some(leave.max(highest.last_normal));
         out.push(Decision::Opened);
+        Ok(())
     }
 
     /// 8: up to the highest view that any HELLO named, the host decides nothing as its primary: what it had decided there
@@ -91,6 +117,7 @@ mod tests {
                 last_normal: View(last_normal),
                 accepted: Slot(accepted),
                 history: Digest::of(&accepted.to_le_bytes()),
+                incarnations: vec![Incarnation(0); 3],
             },
         }
     }

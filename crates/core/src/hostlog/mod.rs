@@ -5,6 +5,7 @@
 //! MAC. An off-line audit runs the same code over a recorded log.
 
 mod accept;
+mod amnesia;
 mod bounds;
 mod fence;
 mod hello;
@@ -27,6 +28,7 @@ use twinbft_types::{
     View, canonical, from_canonical,
 };
 
+use amnesia::{Asked, Opening};
 pub use order::Candidate;
 use results::ResultTally;
 use view::ViewState;
@@ -81,6 +83,31 @@ pub enum Decision {
     },
     /// The twins have said what they remember of the epoch before (8): the host goes on from there.
     Opened,
+    /// `q` twins remember nothing of the epoch before (8): the host asks the others.
+    Forgotten {
+        /// What the answers must carry.
+        nonce: Digest,
+    },
+    /// The host that has forgotten has a new incarnation (8): RECOVERY is decided.
+    Renewed {
+        /// It.
+        incarnation: Incarnation,
+        /// What the answers must carry.
+        nonce: Digest,
+    },
+    /// The host that had forgotten takes part again; the view that it is told of is installed next.
+    Recovered,
+    /// `q` twins have noted that another host has a new incarnation (8): the answer is decided, from what this host has accepted.
+    Peered {
+        /// Who asked.
+        host: HostId,
+        /// Its incarnation.
+        incarnation: Incarnation,
+        /// What the answer carries.
+        nonce: Digest,
+        /// The installed view.
+        view: View,
+    },
     /// All views below this one are fenced (6).
     Fenced {
         /// The view.
@@ -228,8 +255,10 @@ pub struct HostLog {
     /// Invariant: keys lie in `(accepted, accepted + 2c]`.
     accepts: BTreeMap<Slot, KeyedVotes<Digest>>,
 
-    /// Each twin's latest HELLO, while a new epoch waits for them.
-    opening: Option<Vec<(TwinId, twinbft_types::HelloState)>>,
+    /// A new epoch, before the host takes part in it.
+    opening: Option<Opening>,
+    /// PEERs about hosts that have asked (8). Invariant: of each host the latest of each twin.
+    asked: BTreeMap<HostId, Asked>,
     /// Up to this view the host decides nothing as a primary, because a HELLO named it.
     silent_to: Option<View>,
 
@@ -281,6 +310,7 @@ impl HostLog {
             attempts: BTreeMap::new(),
             accepts: BTreeMap::new(),
             opening: None,
+            asked: BTreeMap::new(),
             silent_to: None,
             jumps: Vec::new(),
             nacked: NackedKeys::default(),
@@ -336,11 +366,7 @@ impl HostLog {
         );
         self.end = self.end.next();
         if self.is_opening() {
-            // 8: nothing else counts before the host has opened its log again.
-            if let Entry::Hello { state } = entry {
-                self.apply_hello(sender, state, out);
-            }
-            return Ok(());
+            return self.apply_opening(sender, entry, out);
         }
         match entry {
             Entry::Propose {
@@ -438,13 +464,42 @@ impl HostLog {
                 self.apply_jump(sender, *slot, *history, out);
                 Ok(())
             }
-            // Recovery and quarantine (8, 9): their rules come with those parts.
-            Entry::Peer { .. }
-            | Entry::Hello { .. }
+            Entry::Peer {
+                host,
+                incarnation,
+                nonce,
+            } => self.apply_peer(sender, (*host, *incarnation, *nonce), out),
+            // Quarantine (9): its rules come with that part. The others are too late.
+            Entry::Hello { .. }
             | Entry::Amnesia { .. }
             | Entry::Quarantine { .. }
             | Entry::Readmit { .. } => Ok(()),
         }
+    }
+
+    /// 8: nothing else counts before the host takes part in a new epoch.
+    fn apply_opening(
+        &mut self,
+        sender: TwinId,
+        entry: &Entry,
+        out: &mut Vec<Decision>,
+    ) -> Result<(), Invalid> {
+        match entry {
+            Entry::Hello { state } => return self.apply_hello(sender, state, out),
+            Entry::Amnesia { nonce } => self.apply_amnesia(sender, *nonce, out),
+            Entry::Peer {
+                host,
+                incarnation,
+                nonce,
+            } => return self.apply_peer(sender, (*host, *incarnation, *nonce), out),
+            Entry::NvAccept {
+                view,
+                slot,
+                history,
+            } => self.apply_recovery_accept(sender, (*view, *slot, *history), out),
+            _ => {}
+        }
+        Ok(())
     }
 
     /// The position after the last entry.

@@ -232,6 +232,11 @@ impl HostLog {
             self.enters(installed.view),
             "a view is installed once, between its fences"
         );
+        self.install_without_fence(installed, out);
+    }
+
+    /// 8: a host that has forgotten installs the view that it is told of as it is.
+    pub(super) fn install_without_fence(&mut self, installed: Installed, out: &mut Vec<Decision>) {
         self.installed = installed.view;
         self.last_normal = installed.view;
         self.accepted = installed.slot;

@@ -33,16 +33,32 @@ pub struct SignatureBook {
 }
 
 impl SignatureBook {
-    pub const fn new(host: HostId, incarnation: Incarnation, quorum: usize) -> Self {
+    pub const fn new(host: HostId, quorum: usize) -> Self {
         Self {
             host,
-            incarnation,
+            incarnation: Incarnation(0),
             quorum,
             pages: BTreeMap::new(),
             order: VecDeque::new(),
             pinned: VecDeque::new(),
             early: BTreeMap::new(),
         }
+    }
+
+    /// The host's incarnation, as its log shows it (8). Signatures on statements of an earlier one are of no use in this.
+    pub fn renew(&mut self, incarnation: Incarnation) {
+        if self.incarnation != incarnation {
+            *self = Self {
+                incarnation,
+                ..Self::new(self.host, self.quorum)
+            };
+        }
+    }
+
+    /// Whether this twin's signature on a statement is missing.
+    pub fn lacks(&self, statement: &Statement, twin: TwinId) -> bool {
+        let page = self.pages.get(statement);
+        page.is_none_or(|page| page.authenticators.iter().all(|a| a.twin != twin))
     }
 
     /// The log has decided this statement; whether that is news.

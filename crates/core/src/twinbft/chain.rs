@@ -204,7 +204,7 @@ impl Replica {
     pub(super) fn take_chain(&mut self, target: (Slot, Digest)) -> Vec<(Slot, SlotData)> {
         let view = self.log.current_view();
         let primary = self.config.shape.primary(view);
-        let incarnation = self.commit.incarnation(primary);
+        let incarnation = self.log.incarnation(primary);
         let index = self.joined(target).expect("the caller has seen it");
         let fetch = self.chain.fetches.swap_remove(index);
         let is_persisted = fetch.persisted;

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use twinbft_types::wire::PeerMessage;
-use twinbft_types::{
-    Certificate, Digest, Entry, HostId, Incarnation, ReplicaId, Slot, Statement, TwinId, View,
-};
+use twinbft_types::{Certificate, Digest, Entry, HostId, ReplicaId, Slot, Statement, TwinId, View};
 
 use super::Replica;
 use crate::io::{Effect, Effects};
@@ -43,8 +41,6 @@ pub struct Commit {
     own: Option<Certificate>,
     /// Each host's highest ACK of the live view.
     acks: BTreeMap<HostId, (View, Slot)>,
-    /// Incarnations above 0 (8).
-    incarnations: BTreeMap<HostId, Incarnation>,
 }
 
 /// ACKs that this twin has put off (docs/adr/0009-lazy-acks.md).
@@ -115,11 +111,6 @@ impl Commit {
             Some((of, restored)) if of == view && slot <= restored => Slot(0),
             Some(_) | None => slot,
         }
-    }
-
-    /// The incarnation in which this twin believes a host to be.
-    pub fn incarnation(&self, host: HostId) -> Incarnation {
-        self.incarnations.get(&host).copied().unwrap_or_default()
     }
 
     /// Whether this host has acknowledged anything in `view` or above it.

@@ -63,6 +63,7 @@ impl Replica {
         self.note_before(sender, entry);
         let mut decisions = std::mem::take(&mut self.decisions);
         let valid = self.log.apply(sender, entry, &mut decisions);
+        self.book.renew(self.log.incarnation(self.config.host()));
         for decision in decisions.drain(..) {
             self.carry_out(sender, decision, out);
         }
@@ -116,6 +117,15 @@ impl Replica {
             } => self.handle_accepted(view, slot, history, out),
             Decision::Jumped { slot, history: _ } => self.handle_jumped(slot, out),
             Decision::Opened => self.handle_opened(),
+            Decision::Forgotten { nonce: _ } => self.void_promises(out),
+            Decision::Recovered => {}
+            Decision::Renewed { incarnation, nonce } => self.handle_renewed(incarnation, nonce),
+            Decision::Peered {
+                host,
+                incarnation,
+                nonce,
+                view,
+            } => self.handle_peered(host, (incarnation, nonce), view, out),
             Decision::Fenced { view: _ } => self.handle_fenced(out),
             Decision::Wished { wish: _ } => self.handle_wished(out),
             Decision::Installed { installed } => {
@@ -232,6 +242,7 @@ impl Replica {
                 history,
                 beat: None,
             } => self.join_ack(*view, *slot, *history, out),
+            Statement::Report { .. } => self.join_report(statement, out),
             _ => {}
         }
         if let Some(certificate) = self.book.sign(statement, authenticator.clone()) {
@@ -272,12 +283,14 @@ impl Replica {
                 };
                 self.send_forward(certificate, request, out);
             }
-            // ORDERs are sent with their batches, REPLYs to clients, and the rest belongs to recovery (8).
+            Statement::RecoveryAnswer { to, .. } | Statement::Report { of: to, .. } => {
+                self.send_answer(*to, certificate, out);
+            }
+            // ORDERs are sent with their batches, REPLYs to clients, RECOVERYs until they are answered.
             Statement::Order { .. }
             | Statement::Reply { .. }
             | Statement::Committed { .. }
-            | Statement::Recovery { .. }
-            | Statement::RecoveryAnswer { .. } => {}
+            | Statement::Recovery { .. } => {}
         }
     }
 

@@ -1,6 +1,6 @@
 //! The host's log was lost: each twin says what it remembers, and the host goes on from that (protocol.md 8, HELLO).
 
-use twinbft_types::{Digest, Entry, HelloState, Slot, Statement, View};
+use twinbft_types::{Digest, Entry, HelloState, HostId, Incarnation, Slot, Statement, View};
 
 use super::Replica;
 use crate::io::Effects;
@@ -70,7 +70,25 @@ impl Replica {
             last_normal: best.0,
             accepted: best.1,
             history: best.2,
+            incarnations: self.claimed_incarnations(),
         }
+    }
+
+    fn claimed_incarnations(&self) -> Vec<Incarnation> {
+        let hosts = self.config.shape.all_hosts();
+        let promised = |of: HostId| {
+            let promises = self.recovery.promises().iter();
+            let named = promises.filter_map(|promise| match promise {
+                Entry::Peer {
+                    host, incarnation, ..
+                } if *host == of => Some(*incarnation),
+                _ => None,
+            });
+            named.max().unwrap_or_default()
+        };
+        hosts
+            .map(|host| promised(host).max(self.shown_incarnation(host)))
+            .collect()
     }
 
     /// While the host waits for HELLOs: this twin's own, and again when a sibling has left further.
@@ -88,8 +106,12 @@ impl Replica {
             .or(said.map(|(_, hello)| hello));
         let left = self.log.hellos().map(|(_, hello)| hello.leave).max();
         claim.leave = claim.leave.max(left.unwrap_or_default());
+        self.show_incarnations(out);
         if said.as_ref() != Some(&claim) {
             self.recovery.note_hello(claim.clone());
+            for host in self.config.shape.all_hosts() {
+                self.persist_question(host, out);
+            }
             out.post(Entry::Hello { state: claim });
         }
     }

@@ -5,6 +5,7 @@
 //! ([`commit`]), the service executes ([`execute`]), the cross-checked result goes out ([`reply`]). When the primary
 //! does not do its part ([`suspicion`]), the view changes ([`views`]).
 
+mod amnesia;
 mod backup;
 mod book;
 mod catchup;
@@ -21,6 +22,7 @@ mod hello;
 mod leader;
 mod order;
 mod own;
+mod peers;
 mod pool;
 mod reads;
 mod recovery;
@@ -49,6 +51,7 @@ use crate::mutants::{Rule, out as is_out};
 use crate::record::Record;
 use crate::session::{SessionBounds, SessionTable};
 
+use amnesia::Amnesia;
 use backup::Backup;
 use book::SignatureBook;
 use catchup::CatchUp;
@@ -60,6 +63,7 @@ use execute::Execution;
 use forward::Forwards;
 use heartbeat::Heartbeats;
 use leader::Leader;
+use peers::Peers;
 use pool::Pool;
 use reads::Reads;
 pub use recovery::Recovered;
@@ -108,6 +112,8 @@ pub struct Replica {
     transfer: Transfer,
     serving: Serving,
     recovery: Recovery,
+    amnesia: Amnesia,
+    peers: Peers,
     /// This twin's posts that it has not read back yet.
     own: own::Own,
     /// Used by [`entry`], empty between steps; kept for its memory.
@@ -134,7 +140,7 @@ impl Replica {
             stable: Slot(0),
             sessions,
             pool: Pool::new(tuning.pending_requests_max),
-            book: SignatureBook::new(host, config.incarnation, config.shape.twin_quorum()),
+            book: SignatureBook::new(host, config.shape.twin_quorum()),
             leader: Leader::default(),
             voting: Voting::default(),
             backup: Backup::default(),
@@ -153,6 +159,8 @@ impl Replica {
             transfer: Transfer::default(),
             serving: Serving::default(),
             recovery: Recovery::default(),
+            amnesia: Amnesia::default(),
+            peers: Peers::default(),
             own: own::Own::default(),
             decisions: Vec::new(),
             config,
@@ -267,6 +275,7 @@ impl Replica {
         self.poll_execution(out);
         self.poll_reads(out);
         if !self.recovery.is_silent() {
+            self.poll_peers(out);
             self.poll_suspicion(out);
         }
     }
@@ -309,6 +318,8 @@ impl Replica {
             self.views_deadline(),
             self.forward_deadline(),
             self.suspicion_deadline(),
+            self.amnesia_deadline(),
+            self.peers_deadline().filter(|_| !self.recovery.is_silent()),
         ]
         .into_iter()
         .flatten()
@@ -341,6 +352,10 @@ impl Replica {
             PeerMessage::FetchSlots { first, last } => self.handle_fetch(from, first, last, out),
             PeerMessage::FetchSlotResult { slot, history } => {
                 self.handle_fetch_slot_result(from, slot, history, out);
+                Ok(())
+            }
+            PeerMessage::FetchReport { nonce } => {
+                self.handle_fetch_report(from, nonce, out);
                 Ok(())
             }
             PeerMessage::FetchNewView { view } => {
@@ -376,7 +391,12 @@ impl Replica {
                 host: signed.host,
             });
         }
-        if signed.incarnation != self.commit.incarnation(signed.host) {
+        // 8: what a host decided before it forgot stays decided; only what it said of what it would do no more is void.
+        let is_void = matches!(
+            signed.statement,
+            Statement::ViewChange { .. } | Statement::Wish { .. } | Statement::Recovery { .. }
+        ) && signed.incarnation < self.log.incarnation(signed.host);
+        if is_void && !is_out(Rule::Incarnations) {
             return Err(PeerFault::WrongIncarnation { from });
         }
         let needed = self.config.shape.twin_quorum();
@@ -452,10 +472,23 @@ impl Replica {
             Statement::Order { .. } => Err(unexpected(from, "ORDER without its batch")),
             Statement::Forward { .. } => Err(unexpected(from, "FORWARD without its request")),
             Statement::Reply { .. } => Err(unexpected(from, "REPLY")),
-            // Their rules come with recovery (8).
             Statement::Committed { .. } => Err(unexpected(from, "COMMITTED")),
-            Statement::Recovery { .. } => Err(unexpected(from, "RECOVERY")),
-            Statement::RecoveryAnswer { .. } => Err(unexpected(from, "RECOVERY answer")),
+            Statement::Recovery { incarnation, nonce } => {
+                if signed.incarnation != incarnation {
+                    return Err(unexpected(from, "RECOVERY of another incarnation"));
+                }
+                self.handle_recovery(host, (incarnation, nonce), certificate);
+                Ok(())
+            }
+            Statement::RecoveryAnswer { .. } => self.handle_recovery_answer(from, signed),
+            Statement::Report {
+                of,
+                incarnation,
+                nonce,
+            } => {
+                self.handle_report(host, of, incarnation, nonce);
+                Ok(())
+            }
         }
     }
 
@@ -496,7 +529,7 @@ impl Replica {
     fn signed(&self, statement: Statement) -> Signed {
         Signed {
             host: self.config.host(),
-            incarnation: self.config.incarnation,
+            incarnation: self.log.incarnation(self.config.host()),
             statement,
         }
     }

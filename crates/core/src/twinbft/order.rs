@@ -30,7 +30,11 @@ impl Replica {
             .take(slot)
             .expect("every candidate has a private side");
         let endorsed = private.is_endorsed();
-        let primary = (view, self.config.host(), self.config.incarnation);
+        let primary = (
+            view,
+            self.config.host(),
+            self.log.incarnation(self.config.host()),
+        );
         let mut data = SlotData::new(
             primary,
             candidate.history,

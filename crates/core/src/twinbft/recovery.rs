@@ -15,6 +15,7 @@ use twinbft_types::{
 };
 
 use super::Replica;
+use super::amnesia::Amnesia;
 use super::slots::SlotData;
 use crate::config::CoreConfig;
 use crate::hostlog::HostLog;
@@ -38,8 +39,12 @@ pub struct Recovered {
     pub log_state: Option<(Position, Bytes)>,
     /// The position after the last entry of the postbox log. Entries up to it are fed first.
     pub log_end: Position,
-    /// Whether this twin's promises are of an earlier epoch of the log, and none of them can have been lost.
+    /// Whether this twin's promises are of an earlier epoch of the log.
     pub is_new_epoch: bool,
+    /// Whether some of them can have been lost (8): with the log lost too, this host has forgotten.
+    pub is_unsure: bool,
+    /// Fresh and not to be guessed: this twin's part of its host's nonce, should the host have forgotten.
+    pub nonce: Digest,
 }
 
 /// Where a start stands.
@@ -52,6 +57,8 @@ pub(super) enum Phase {
     Replaying { until: Position },
     /// The log is of a new epoch: waiting until the host's twins have said what they remember.
     Opening,
+    /// The host has forgotten: asking the others, and fetching what they name.
+    Asking,
     /// Fetching what its host has accepted and it does not hold.
     CatchingUp,
 }
@@ -104,6 +111,7 @@ impl Recovery {
         match self.phase {
             Phase::Running => None,
             Phase::Replaying { .. } => Some("replaying"),
+            Phase::Asking => Some("recovering"),
             Phase::Opening if self.remembers => Some("waiting-for-hellos"),
             Phase::Opening => Some("has-forgotten"),
             Phase::CatchingUp => Some("catching-up"),
@@ -112,6 +120,19 @@ impl Recovery {
 
     pub const fn remembers(&self) -> bool {
         self.remembers
+    }
+
+    /// Whether the write-ahead log has what was promised in this epoch.
+    pub const fn has_joined(&self) -> bool {
+        self.remembers && !self.is_new_epoch
+    }
+
+    /// 8: what was promised is void.
+    pub fn forget_promises(&mut self) {
+        self.remembers = false;
+        self.installed = None;
+        self.promises.clear();
+        self.hello = None;
     }
 
     /// Promises of the write-ahead log, oldest first.
@@ -176,6 +197,7 @@ impl Recovery {
                     recovery.slots.insert((slot, own), kept);
                 }
                 Record::Joined { .. } => recovery.remembers = true,
+                Record::Forgotten { .. } => recovery.forget_promises(),
                 Record::Installed {
                     view,
                     slot,
@@ -258,7 +280,12 @@ impl Replica {
         }
         replica.recovery = Recovery::new(recovered.records, recovered.log_end);
         replica.recovery.is_new_epoch = recovered.is_new_epoch;
+        if recovered.is_new_epoch && recovered.is_unsure {
+            replica.recovery.remembers = false;
+        }
+        replica.amnesia = Amnesia::new(recovered.nonce);
         replica.adopt_log();
+        replica.recall_questions();
         Ok(replica)
     }
 
@@ -299,6 +326,7 @@ impl Replica {
 
     /// The host's automaton was replaced by an agreed STATE: this twin's own side of it follows.
     pub(super) fn adopt_log(&mut self) {
+        self.book.renew(self.log.incarnation(self.config.host()));
         let (accepted, accepted_history) = self.log.accepted();
         let committed = self.commit.committed();
         // Only what is committed is sure to be in the host's log. Above it may stand what a view change has dropped meanwhile.
@@ -361,7 +389,7 @@ impl Replica {
         };
         let primary = shape.primary(view);
         let incarnation = kept.certificate.as_ref().map_or_else(
-            || self.config.incarnation,
+            || self.log.incarnation(self.config.host()),
             |certificate| certificate.signed.incarnation,
         );
         let mut data = SlotData::new(
@@ -414,6 +442,7 @@ impl Replica {
                         PeerMessage::FetchSlots { .. }
                             | PeerMessage::FetchChain { .. }
                             | PeerMessage::FetchNewView { .. }
+                            | PeerMessage::FetchReport { .. }
                             | PeerMessage::FetchCheckpoint { .. }
                             | PeerMessage::FetchChunk(_)
                             | PeerMessage::Chain(_)
@@ -457,10 +486,18 @@ impl Replica {
         {
             self.recovery.phase = Phase::Opening;
         }
-        if self.recovery.phase == Phase::Opening {
+        if matches!(self.recovery.phase, Phase::Opening | Phase::Asking) {
             if self.log.is_opening() {
-                self.poll_hello(out);
+                if self.log.forgotten().is_some() {
+                    self.recovery.phase = Phase::Asking;
+                }
+                if self.is_forgetful() {
+                    self.poll_amnesia(out);
+                } else {
+                    self.poll_hello(out);
+                }
             } else {
+                self.void_an_earlier_incarnation(out);
                 self.recovery.phase = Phase::CatchingUp;
                 self.raise_tip();
             }
@@ -477,7 +514,11 @@ impl Replica {
     pub(super) fn recovery_deadline(&self) -> Option<u64> {
         match self.recovery.phase {
             Phase::Replaying { until } if self.log.end() >= until => Some(self.now.mono_us),
-            Phase::Replaying { .. } | Phase::Opening | Phase::CatchingUp | Phase::Running => None,
+            Phase::Replaying { .. }
+            | Phase::Opening
+            | Phase::Asking
+            | Phase::CatchingUp
+            | Phase::Running => None,
         }
     }
 
@@ -573,6 +614,8 @@ impl Replica {
             }
             Entry::Jump { slot, .. } => *slot > accepted,
             Entry::Results { .. } => self.is_still_wanted(promise),
+            // Whoever asked asks again.
+            Entry::Peer { .. } | Entry::Relay { .. } => false,
             Entry::Sign {
                 statement: Statement::Order { slot, .. },
                 ..

@@ -260,7 +260,7 @@ impl Replica {
         };
         out.push(Effect::Reply(Reply {
             host: self.config.host(),
-            incarnation: self.config.incarnation,
+            incarnation: self.log.incarnation(self.config.host()),
             slot,
             view: None,
             client: request.client,

@@ -1,6 +1,6 @@
 //! What an operator sees of a replica.
 
-use twinbft_types::{ReplicaId, Slot, View};
+use twinbft_types::{Incarnation, ReplicaId, Slot, View};
 
 use super::{Replica, TransferProgress};
 
@@ -53,6 +53,8 @@ pub struct Status {
     pub diverged: u64,
     /// Views that its host has installed since the process began.
     pub view_changes: u64,
+    /// How often its host has come back without its memory (protocol.md 8).
+    pub incarnation: Incarnation,
     /// Requests that wait for a slot here.
     pub pending: usize,
     /// How far the fetch of a checkpoint is, while there is one.
@@ -103,6 +105,7 @@ impl Replica {
             cross_checked: self.replies.cross_checked(),
             diverged: self.divergences.total(),
             view_changes: self.views.changes(),
+            incarnation: self.log.incarnation(me.host),
             pending: self.pool.len(),
             transfer,
             transfers: self.transfer.done(),

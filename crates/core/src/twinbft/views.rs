@@ -17,6 +17,7 @@ use super::Replica;
 use super::contained::Contained;
 use crate::hostlog::{Installed, NvProposal, Wish};
 use crate::io::{Effect, Effects};
+use crate::mutants::{Rule, out as is_out};
 use crate::record::Record;
 
 /// NV-PROPOSEs that a leader posts for one view.
@@ -135,7 +136,15 @@ impl Replica {
                 }
             }
             Statement::ViewChange { view, .. } => {
-                replace(&mut remote.view_change, *view, certificate)
+                // 8: what a host said before it forgot gives way to what it says now, of whichever view.
+                let held = remote.view_change.as_ref();
+                let before = held.map(|(_, c)| c.signed.incarnation);
+                if before.is_some_and(|before| before < signed.incarnation) {
+                    remote.view_change = None;
+                }
+                if before.is_none_or(|before| before <= signed.incarnation) {
+                    replace(&mut remote.view_change, *view, certificate);
+                }
             }
             Statement::NewView { view, .. } => replace(&mut remote.new_view, *view, certificate),
             Statement::Order { .. }
@@ -147,7 +156,8 @@ impl Replica {
             | Statement::Committed { .. }
             | Statement::SlotResult { .. }
             | Statement::Recovery { .. }
-            | Statement::RecoveryAnswer { .. } => return,
+            | Statement::RecoveryAnswer { .. }
+            | Statement::Report { .. } => return,
         }
         self.views.highest = self.views.highest.max(remote.level().0);
     }
@@ -592,7 +602,7 @@ fn choose(set: &[&Signed]) -> Option<(Slot, Digest)> {
             let known = incarnations.get(usize::from(other.host.0));
             known.is_some_and(|known| *known > other.incarnation)
         };
-        if set.iter().any(|other| outdates(&other)) {
+        if set.iter().any(|other| outdates(&other)) && !is_out(Rule::Incarnations) {
             return None;
         }
         let this = (*last_normal, *accepted, *history);

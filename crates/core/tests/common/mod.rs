@@ -191,7 +191,6 @@ impl Host {
                     shape,
                     me,
                     keys: keys.ring(ProcessId::Twin(me)),
-                    incarnation: Incarnation(0),
                     epoch: Epoch(0),
                     config_digest: Digest::ZERO,
                     tuning: tuning.clone(),

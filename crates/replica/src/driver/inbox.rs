@@ -158,6 +158,7 @@ pub fn peer_message_bytes(message: &PeerMessage) -> usize {
         | PeerMessage::FetchSlots { .. }
         | PeerMessage::FetchSlotResult { .. }
         | PeerMessage::FetchNewView { .. }
+        | PeerMessage::FetchReport { .. }
         | PeerMessage::FetchChain { .. }
         | PeerMessage::FetchCheckpoint { .. }
         | PeerMessage::FetchChunk(_) => FIXED,

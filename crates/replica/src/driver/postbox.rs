@@ -191,7 +191,7 @@ impl Link {
                 Ok(true)
             }
             Ok(Reconnected::NewEpoch { abandoned }) => bail!(
-                "the postbox's log was lost: its epoch went from {epoch} to {}, and {} own entries have no outcome; this host has to recover from the others, which this version cannot do",
+                "the postbox's log was lost: its epoch went from {epoch} to {}, and {} own entries have no outcome; start this twin again, and it says what it remembers, or recovers from the others",
                 self.channel.reader.epoch(),
                 abandoned.len()
             ),

@@ -252,6 +252,9 @@ mod tests {
                 history: Digest(history),
             }),
             any::<u64>().prop_map(|view| PeerMessage::FetchNewView { view: View(view) }),
+            any::<[u8; 32]>().prop_map(|nonce| PeerMessage::FetchReport {
+                nonce: Digest(nonce)
+            }),
             any::<(u64, [u8; 32])>().prop_map(|(slot, history)| PeerMessage::FetchChain {
                 slot: Slot(slot),
                 history: Digest(history),

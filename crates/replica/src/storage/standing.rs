@@ -9,6 +9,8 @@ use twinbft_types::{Entry, HostId, Slot, Statement, TwinId};
 /// What a newer record replaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
+    // First: it voids what stands before it in a segment.
+    Forgotten,
     Joined,
     Installed,
     Stable,
@@ -23,6 +25,7 @@ enum Key {
     Membership(TwinId),
     Hello,
     Amnesia,
+    Question(HostId),
 }
 
 /// The newest record of each kind. Invariant: bounded by the shape of the cluster, not by its history.
@@ -32,6 +35,10 @@ pub(crate) struct Standing(BTreeMap<Key, Record>);
 impl Standing {
     /// Takes note of a record.
     pub(crate) fn note(&mut self, record: &Record) {
+        // What came before is void; the stable checkpoint is what it was.
+        if matches!(record, Record::Forgotten { .. }) {
+            self.0.retain(|key, _| *key == Key::Stable);
+        }
         if let Some(key) = key(record) {
             self.0.insert(key, record.clone());
         }
@@ -46,6 +53,7 @@ impl Standing {
 /// The kind under which a record stands; `None` when it goes with its slot.
 fn key(record: &Record) -> Option<Key> {
     match record {
+        Record::Forgotten { .. } => Some(Key::Forgotten),
         Record::Joined { .. } => Some(Key::Joined),
         Record::Installed { .. } => Some(Key::Installed),
         Record::Stable { .. } => Some(Key::Stable),
@@ -58,6 +66,8 @@ fn key(record: &Record) -> Option<Key> {
             Entry::NvEndorse { .. } => Some(Key::NvEndorse),
             Entry::NvAccept { .. } => Some(Key::NvAccept),
             Entry::Peer { host, .. } => Some(Key::Peer(*host)),
+            // The RECOVERY that a PEER rests on.
+            Entry::Relay { certificate } => Some(Key::Question(certificate.signed.host)),
             Entry::Quarantine { twin } | Entry::Readmit { twin } => Some(Key::Membership(*twin)),
             Entry::Hello { .. } => Some(Key::Hello),
             Entry::Amnesia { .. } => Some(Key::Amnesia),
@@ -74,7 +84,8 @@ fn key(record: &Record) -> Option<Key> {
                 | Statement::Committed { .. }
                 | Statement::SlotResult { .. }
                 | Statement::Recovery { .. }
-                | Statement::RecoveryAnswer { .. } => None,
+                | Statement::RecoveryAnswer { .. }
+                | Statement::Report { .. } => None,
             },
             Entry::Propose { .. }
             | Entry::Endorse { .. }
@@ -89,7 +100,6 @@ fn key(record: &Record) -> Option<Key> {
             | Entry::Retransmission { .. }
             | Entry::Suspect { .. }
             | Entry::Beat { .. }
-            | Entry::Relay { .. }
             | Entry::RelayOrder { .. } => None,
         },
     }
@@ -99,7 +109,10 @@ fn key(record: &Record) -> Option<Key> {
 pub(crate) fn slot_of(record: &Record) -> Option<Slot> {
     match record {
         Record::Slot { slot, .. } => Some(*slot),
-        Record::Stable { .. } | Record::Joined { .. } | Record::Installed { .. } => None,
+        Record::Stable { .. }
+        | Record::Joined { .. }
+        | Record::Forgotten { .. }
+        | Record::Installed { .. } => None,
         Record::Promise(entry) => entry.slot(),
     }
 }

@@ -122,6 +122,8 @@ impl Cluster {
         }
         certificates(&layout, &config);
         for host in &config.hosts {
+            let broker = directory.path().join(format!("data/h{}-broker", host.id));
+            secret_file(&broker.join("genesis"), &config.cluster.id);
             for twin in &host.twins {
                 let mark = layout.twin_data(host.id, twin.id).join("genesis");
                 secret_file(&mark, &config.cluster.id);

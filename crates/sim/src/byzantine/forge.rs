@@ -271,6 +271,7 @@ impl Puppet {
                     last_normal: hints.view(rng),
                     accepted: slot,
                     history,
+                    incarnations: vec![Incarnation(0); usize::from(self.shape.hosts())],
                 },
             },
             22 => Entry::Amnesia { nonce: digest(rng) },
@@ -353,12 +354,19 @@ impl Puppet {
                 incarnation: Incarnation(rng.random_range(0..3)),
                 nonce: digest(rng),
             },
-            _ => Statement::RecoveryAnswer {
+            12 => Statement::RecoveryAnswer {
                 to: HostId(rng.random_range(0..self.shape.hosts())),
+                incarnation: Incarnation(rng.random_range(0..3)),
                 nonce: digest(rng),
                 view,
                 accepted: slot,
                 history,
+                incarnations: vec![Incarnation(0); usize::from(self.shape.hosts())],
+            },
+            _ => Statement::Report {
+                of: HostId(rng.random_range(0..self.shape.hosts())),
+                incarnation: Incarnation(rng.random_range(0..3)),
+                nonce: digest(rng),
             },
         }
     }
@@ -531,6 +539,7 @@ impl Puppet {
             PeerMessage::FetchSlots { .. }
             | PeerMessage::FetchSlotResult { .. }
             | PeerMessage::FetchNewView { .. }
+            | PeerMessage::FetchReport { .. }
             | PeerMessage::FetchCheckpoint { .. }
             | PeerMessage::FetchChunk(_)
             | PeerMessage::FetchChain { .. } => {}

@@ -205,6 +205,7 @@ fn spoil_message(mut message: PeerMessage, rng: &mut ChaCha8Rng) -> PeerMessage 
         PeerMessage::FetchSlots { .. }
         | PeerMessage::FetchSlotResult { .. }
         | PeerMessage::FetchNewView { .. }
+        | PeerMessage::FetchReport { .. }
         | PeerMessage::FetchChain { .. }
         | PeerMessage::FetchCheckpoint { .. }
         | PeerMessage::Checkpoint(_)

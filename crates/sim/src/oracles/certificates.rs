@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use twinbft_core::Tuning;
 use twinbft_core::hostlog::{Decision, HostLog};
 use twinbft_types::{
-    Certificate, Digest, Entry, Epoch, HostId, KeyRing, Position, Shape, Slot, Statement, TwinId,
-    View,
+    Certificate, Digest, Entry, Epoch, HostId, Incarnation, KeyRing, Position, Shape, Slot,
+    Statement, TwinId, View,
 };
 
 use super::{Violation, violation};
@@ -19,8 +19,9 @@ enum Subject {
     Ack(View, Slot),
     Checkpoint(Slot),
     SlotResult(Slot, Digest),
-    Wish(Position),
-    ViewChange(View),
+    Wish(Epoch, Position),
+    /// What a host said that forgot gives way to what it says later (8).
+    ViewChange(Incarnation, View),
     NewView(View),
     Heartbeat(View, u64),
 }
@@ -28,9 +29,11 @@ enum Subject {
 /// What one host has decided so far.
 #[derive(Debug)]
 pub struct Observer {
+    shape: Shape,
     host: HostId,
     log: HostLog,
-    decided: BTreeSet<Statement>,
+    epoch: Epoch,
+    decided: BTreeSet<(Incarnation, Statement)>,
     once: BTreeMap<Subject, Digest>,
     decisions: Vec<Decision>,
 }
@@ -38,8 +41,10 @@ pub struct Observer {
 impl Observer {
     pub fn new(shape: Shape, host: HostId, tuning: &Tuning) -> Self {
         Self {
+            shape,
             host,
             log: HostLog::genesis(shape, host, tuning.host_bounds()),
+            epoch: Epoch(1),
             decided: BTreeSet::new(),
             once: BTreeMap::new(),
             decisions: Vec::new(),
@@ -66,7 +71,8 @@ impl Observer {
     }
 
     fn decide(&mut self, statement: Statement) -> Result<(), Violation> {
-        if let Some(subject) = subject_of(&statement) {
+        let incarnation = self.log.incarnation(self.host);
+        if let Some(subject) = subject_of(&statement, incarnation) {
             let digest = Digest::of_canonical(b"sim/once", &statement);
             let first = *self.once.entry(subject).or_insert(digest);
             if first != digest {
@@ -76,11 +82,20 @@ impl Observer {
                 ));
             }
         }
-        self.decided.insert(statement);
+        self.decided.insert((incarnation, statement));
         Ok(())
     }
 
-    fn is_decided(&self, statement: &Statement) -> bool {
+    fn is_decided(&self, incarnation: Incarnation, statement: &Statement) -> bool {
+        // 8: what PEERs show is decided, whatever the nonce of the question.
+        if let Statement::Report {
+            of,
+            incarnation: shown,
+            ..
+        } = statement
+        {
+            return of.0 < self.shape.hosts() && *shown <= self.log.incarnation(*of);
+        }
         // 6: the ACK of a heartbeat echoes its count; it is cumulative, and true once the host has accepted the slot.
         let Statement::Ack {
             view,
@@ -89,7 +104,7 @@ impl Observer {
             beat: Some(_),
         } = *statement
         else {
-            return self.decided.contains(statement);
+            return self.decided.contains(&(incarnation, statement.clone()));
         };
         let plain = Statement::Ack {
             view,
@@ -97,7 +112,7 @@ impl Observer {
             history,
             beat: None,
         };
-        self.decided.contains(&plain)
+        self.decided.contains(&(incarnation, plain))
             || (self.reached(view) >= slot && !self.once.contains_key(&Subject::Ack(view, slot)))
     }
 
@@ -148,7 +163,7 @@ impl Observer {
             Decision::Fenced { .. } => self.log.view_change().into_iter().collect(),
             Decision::Wished { wish } => vec![Statement::Wish {
                 view: wish.view,
-                epoch: Epoch(0),
+                epoch: self.epoch,
                 position: wish.position,
             }],
             Decision::Beat {
@@ -177,7 +192,33 @@ impl Observer {
                 history,
                 results,
             }],
-            Decision::Opened
+            Decision::Opened => {
+                let (slot, history) = self.log.accepted();
+                let live = self.log.live_view().into_iter();
+                live.map(|view| ack(view, slot, history)).collect()
+            }
+            Decision::Renewed { incarnation, nonce } => {
+                vec![Statement::Recovery { incarnation, nonce }]
+            }
+            Decision::Peered {
+                host,
+                incarnation,
+                nonce,
+                view,
+            } => {
+                let (accepted, history) = self.log.accepted();
+                vec![Statement::RecoveryAnswer {
+                    to: host,
+                    incarnation,
+                    nonce,
+                    view,
+                    accepted,
+                    history,
+                    incarnations: self.log.incarnations().to_vec(),
+                }]
+            }
+            Decision::Forgotten { .. }
+            | Decision::Recovered
             | Decision::Candidate { .. }
             | Decision::Nacked { .. }
             | Decision::Void { .. }
@@ -197,7 +238,9 @@ impl Observer {
         rings: impl Iterator<Item = &'a KeyRing>,
     ) -> Result<(), Violation> {
         let statement = &certificate.signed.statement;
-        if certificate.authenticators.len() < shape.twin_quorum() || self.is_decided(statement) {
+        if certificate.authenticators.len() < shape.twin_quorum()
+            || self.is_decided(certificate.signed.incarnation, statement)
+        {
             return Ok(());
         }
         for ring in rings {
@@ -216,20 +259,23 @@ impl Observer {
 }
 
 /// What a statement is about, when a host may say one thing about it only.
-fn subject_of(statement: &Statement) -> Option<Subject> {
+fn subject_of(statement: &Statement, incarnation: Incarnation) -> Option<Subject> {
     Some(match *statement {
         Statement::Order { view, slot, .. } => Subject::Order(view, slot),
         Statement::Ack { view, slot, .. } => Subject::Ack(view, slot),
         Statement::Checkpoint { slot, .. } => Subject::Checkpoint(slot),
         Statement::SlotResult { slot, history, .. } => Subject::SlotResult(slot, history),
-        Statement::Wish { position, .. } => Subject::Wish(position),
-        Statement::ViewChange { view, .. } => Subject::ViewChange(view),
+        Statement::Wish {
+            epoch, position, ..
+        } => Subject::Wish(epoch, position),
+        Statement::ViewChange { view, .. } => Subject::ViewChange(incarnation, view),
         Statement::NewView { view, .. } => Subject::NewView(view),
         Statement::Heartbeat { view, count, .. } => Subject::Heartbeat(view, count),
         Statement::Reply { .. }
         | Statement::Forward { .. }
         | Statement::Committed { .. }
         | Statement::Recovery { .. }
-        | Statement::RecoveryAnswer { .. } => return None,
+        | Statement::RecoveryAnswer { .. }
+        | Statement::Report { .. } => return None,
     })
 }

@@ -127,6 +127,8 @@ impl World {
             log_state: state.map(|s| (Position(s.position), s.bytes.clone().into())),
             log_end: Position(log.end()),
             is_new_epoch: false,
+            is_unsure: false,
+            nonce: Digest::ZERO,
         };
         twin.core = Replica::recover(config, recovered).expect("what was written decodes");
         self.set_timer(index);

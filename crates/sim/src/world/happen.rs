@@ -545,6 +545,7 @@ fn certificate_in(message: &PeerMessage) -> Option<&Certificate> {
         PeerMessage::FetchSlots { .. }
         | PeerMessage::FetchSlotResult { .. }
         | PeerMessage::FetchNewView { .. }
+        | PeerMessage::FetchReport { .. }
         | PeerMessage::FetchChain { .. }
         | PeerMessage::FetchCheckpoint { .. }
         | PeerMessage::Checkpoint(_)

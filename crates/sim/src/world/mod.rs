@@ -21,8 +21,8 @@ use twinbft_core::{CoreConfig, Effect, Effects, Input};
 use twinbft_postbox::{Limits, MemoryLog};
 use twinbft_types::wire::{PeerMessage, Reply, pb};
 use twinbft_types::{
-    ClientId, Digest, Epoch, HostId, Incarnation, KeyRing, Mac, ProcessId, QueryAnswer, ReplicaId,
-    Seq, Slot, View,
+    ClientId, Digest, Epoch, HostId, KeyRing, Mac, ProcessId, QueryAnswer, ReplicaId, Seq, Slot,
+    View,
 };
 
 use crate::agenda::Agenda;
@@ -178,6 +178,8 @@ pub struct World {
     twins: Vec<Twin>,
     /// By host.
     logs: Vec<MemoryLog>,
+    /// By host: the epoch of its log.
+    epochs: Vec<Epoch>,
     observers: Vec<Observer>,
     /// By host: an audit of its log, which names nobody but Byzantine twins.
     auditors: Vec<Auditor>,
@@ -219,6 +221,7 @@ impl World {
         let hosts = || shape.all_hosts();
         let mut world = Self {
             logs: hosts().map(|_| make_log(&scenario)).collect(),
+            epochs: hosts().map(|_| Epoch(1)).collect(),
             auditors: hosts()
                 .map(|host| Auditor::genesis(shape, host, scenario.tuning.host_bounds()))
                 .collect(),
@@ -411,7 +414,8 @@ impl World {
     }
 
     fn core_config(&self, me: ReplicaId) -> CoreConfig {
-        core_config(&self.scenario, me, &self.rings[self.index(me)])
+        let epoch = self.epochs[usize::from(me.host.0)];
+        core_config(&self.scenario, me, &self.rings[self.index(me)], epoch)
     }
 
     fn twin(&mut self, id: ReplicaId) -> &mut Twin {
@@ -437,20 +441,19 @@ fn make_log(scenario: &Scenario) -> MemoryLog {
     MemoryLog::new(limits).expect("limits are valid")
 }
 
-fn core_config(scenario: &Scenario, me: ReplicaId, ring: &KeyRing) -> CoreConfig {
+fn core_config(scenario: &Scenario, me: ReplicaId, ring: &KeyRing, epoch: Epoch) -> CoreConfig {
     CoreConfig {
         shape: scenario.shape,
         me,
         keys: ring.clone(),
-        incarnation: Incarnation(0),
-        epoch: Epoch(0),
+        epoch,
         config_digest: Digest::ZERO,
         tuning: scenario.tuning.clone(),
     }
 }
 
 fn make_twin(scenario: &Scenario, me: ReplicaId, ring: &KeyRing, rng: &mut ChaCha8Rng) -> Twin {
-    let config = core_config(scenario, me, ring);
+    let config = core_config(scenario, me, ring, Epoch(1));
     let skew_us = rng.random_range(-200_000..200_000);
     let double = scenario.doubles.get(&me);
     let puppet = double.map(|d| Puppet::new(*d, me, scenario.shape, ring.clone(), rng));

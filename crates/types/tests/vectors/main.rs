@@ -166,7 +166,7 @@ fn every_kind_of_statement_has_its_tag() {
         tags.push(written["tag"].as_u64().unwrap());
     }
     tags.dedup();
-    assert_eq!(tags, (0..13).collect::<Vec<u64>>());
+    assert_eq!(tags, (0..14).collect::<Vec<u64>>());
 }
 
 #[test]

@@ -440,10 +440,20 @@ pub fn one_of_each() -> Vec<(&'static str, Statement)> {
             "RECOVERY-ANSWER",
             Statement::RecoveryAnswer {
                 to: HostId(1),
+                incarnation: Incarnation(1),
                 nonce: digest,
                 view,
                 accepted: slot,
                 history,
+                incarnations: vec![Incarnation(0), Incarnation(1), Incarnation(0)],
+            },
+        ),
+        (
+            "REPORT",
+            Statement::Report {
+                of: HostId(1),
+                incarnation: Incarnation(1),
+                nonce: digest,
             },
         ),
     ]
@@ -652,6 +662,7 @@ fn messages() -> Value {
         history: history_1(),
     });
     let fetch_new_view = pb::PeerMessage::from(&PeerMessage::FetchNewView { view: View(7) });
+    let fetch_report = pb::PeerMessage::from(&PeerMessage::FetchReport { nonce: history_1() });
     let fetch_chain = pb::PeerMessage::from(&PeerMessage::FetchChain {
         slot: Slot(1),
         history: history_1(),
@@ -706,6 +717,7 @@ fn messages() -> Value {
         "PeerMessage, fetch slots": hex::encode(fetch.encode_to_vec()),
         "PeerMessage, fetch slot result": hex::encode(fetch_result.encode_to_vec()),
         "PeerMessage, fetch new view": hex::encode(fetch_new_view.encode_to_vec()),
+        "PeerMessage, fetch report": hex::encode(fetch_report.encode_to_vec()),
         "PeerMessage, fetch chain": hex::encode(fetch_chain.encode_to_vec()),
         "PeerMessage, chain": hex::encode(chain.encode_to_vec()),
         "PeerMessage, forward": hex::encode(forward.encode_to_vec()),
