@@ -154,6 +154,9 @@ pub struct Storage {
     pub group_commit_ms: u64,
     /// Bytes of state that a replica sends each second, at most, to those that fetch it.
     pub transfer_bytes_per_s: u64,
+    /// Bytes of past batches that a replica keeps in memory for those who catch up: more than clients send while a
+    /// replica fetches the state of a checkpoint.
+    pub retain_bytes: usize,
 }
 
 impl Default for Storage {
@@ -162,6 +165,7 @@ impl Default for Storage {
             durability: Durability::Group,
             group_commit_ms: 2,
             transfer_bytes_per_s: 32 << 20,
+            retain_bytes: 64 << 20,
         }
     }
 }

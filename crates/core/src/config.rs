@@ -86,6 +86,8 @@ pub struct Tuning {
     pub serve_all_bytes_max: usize,
     /// Bytes of state that this replica sends each second, at most, to those that fetch it (protocol.md 5).
     pub transfer_bytes_per_s: u64,
+    /// Bytes of batches below the marks that are kept for those who catch up (protocol.md 5).
+    pub retain_bytes: usize,
 }
 
 impl Tuning {
@@ -125,6 +127,7 @@ impl Default for Tuning {
             suspect_after_us: 500_000,
             serve_all_bytes_max: 16 * 1024,
             transfer_bytes_per_s: 32 << 20,
+            retain_bytes: 64 << 20,
         }
     }
 }

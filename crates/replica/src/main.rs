@@ -1,6 +1,7 @@
 //! `twinbft-replica`: one twin of one host.
 #![forbid(unsafe_code)]
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -116,6 +117,7 @@ fn start_logging(arguments: &Arguments) -> Result<(), tracing_subscriber::filter
     let filter = EnvFilter::try_new(wanted.as_deref().unwrap_or("info"))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match arguments.log_format {
         LogFormat::Human => builder.with_target(false).init(),

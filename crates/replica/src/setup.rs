@@ -151,6 +151,7 @@ pub fn core_config(config: &ClusterConfig, me: ReplicaId, keys: KeyRing) -> Core
             suspect_after_us: us(protocol.suspect_after_ms),
             serve_all_bytes_max: protocol.serve_all_bytes_max,
             transfer_bytes_per_s: config.storage.transfer_bytes_per_s,
+            retain_bytes: config.storage.retain_bytes,
         },
     }
 }

@@ -263,6 +263,7 @@ pub fn core_json(report: &CoreReport) -> Value {
             "known": transfer.known,
         })),
         "transfers": status.transfers,
+        "bridges": status.bridges,
         "faults": report.faults,
         "events": report.events,
         "event_totals": report.event_totals,

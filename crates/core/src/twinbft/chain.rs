@@ -202,30 +202,51 @@ impl Replica {
 
     /// The fetched slots of this log, which is joined, for this twin's own.
     pub(super) fn take_chain(&mut self, target: (Slot, Digest)) -> Vec<(Slot, SlotData)> {
-        let view = self.log.current_view();
-        let primary = self.config.shape.primary(view);
-        let incarnation = self.log.incarnation(primary);
         let index = self.joined(target).expect("the caller has seen it");
         let fetch = self.chain.fetches.swap_remove(index);
         let is_persisted = fetch.persisted;
-        let data_of = |(slot, (history, fetched)): (Slot, (Digest, ChainSlot))| {
-            let requests: Vec<RequestRef> = fetched.bodies.iter().map(Request::reference).collect();
-            let mut data = SlotData::new(
-                (view, primary, incarnation),
-                history,
-                fetched.timestamp_us,
-                requests,
-                fetched.bodies.into_iter().map(Some).collect(),
-                self.now.mono_us,
-            );
-            data.is_persisted = is_persisted;
-            (slot, data)
-        };
         let wanted = fetch.fetched.into_iter();
         wanted
             .take_while(|(slot, _)| *slot <= target.0)
-            .map(data_of)
+            .map(|(slot, (history, fetched))| {
+                (slot, self.fetched_data(history, fetched, is_persisted))
+            })
             .collect()
+    }
+
+    /// The same, when they are here; a longer log that is fetched for a view stays whole.
+    pub(super) fn chain_copy(&mut self, target: (Slot, Digest)) -> Option<Vec<(Slot, SlotData)>> {
+        let index = self.joined(target)?;
+        if self.chain.fetches[index].target == target {
+            return Some(self.take_chain(target));
+        }
+        let fetch = &self.chain.fetches[index];
+        let is_persisted = fetch.persisted;
+        let wanted = fetch.fetched.range(..=target.0);
+        let copied = wanted.map(|(slot, (history, fetched))| {
+            (
+                *slot,
+                self.fetched_data(*history, fetched.clone(), is_persisted),
+            )
+        });
+        Some(copied.collect())
+    }
+
+    fn fetched_data(&self, history: Digest, fetched: ChainSlot, is_persisted: bool) -> SlotData {
+        let view = self.log.current_view();
+        let primary = self.config.shape.primary(view);
+        let incarnation = self.log.incarnation(primary);
+        let requests: Vec<RequestRef> = fetched.bodies.iter().map(Request::reference).collect();
+        let mut data = SlotData::new(
+            (view, primary, incarnation),
+            history,
+            fetched.timestamp_us,
+            requests,
+            fetched.bodies.into_iter().map(Some).collect(),
+            self.now.mono_us,
+        );
+        data.is_persisted = is_persisted;
+        data
     }
 
     /// One slot of a log, of this twin's own or of one that it holds for a view that is not installed yet.
@@ -235,12 +256,17 @@ impl Replica {
         }
         let own = self.slots.get(slot).filter(|d| d.history == history);
         if let Some(data) = own.filter(|data| data.is_complete()) {
+            let below = Slot(slot.0 - 1);
+            let previous = self.history_of(below);
             return Some(ChainSlot {
                 slot,
-                previous: self.history_of(Slot(slot.0 - 1))?,
+                previous: previous.or_else(|| self.past.end_at(below))?,
                 timestamp_us: data.timestamp_us,
                 bodies: data.bodies.iter().flatten().cloned().collect(),
             });
+        }
+        if let Some((_, kept)) = self.past.get(slot).filter(|(h, _)| *h == history) {
+            return Some(kept.clone());
         }
         let mut held = self.chain.fetches.iter().map(|f| f.fetched.get(&slot));
         let found = held.find_map(|fetched| fetched.filter(|(h, _)| *h == history));

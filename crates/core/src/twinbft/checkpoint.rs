@@ -12,7 +12,7 @@ use crate::io::{Checkpoint, Effect, Effects};
 use crate::record::Record;
 use crate::session::SessionImage;
 
-/// Checkpoints that are kept of one host; its lowest gives way.
+/// Checkpoints beyond the marks that are kept of one host; its lowest gives way.
 const OF_A_HOST_MAX: usize = 4;
 
 /// What the hosts say about the state at checkpoints.
@@ -103,11 +103,15 @@ impl Checkpoints {
         self.stable.timestamp_us
     }
 
-    fn note(&mut self, host: HostId, slot: Slot, digest: Digest) {
+    /// Those up to the high mark are what this twin needs next; they are few, and stay.
+    fn note(&mut self, host: HostId, slot: Slot, digest: Digest, high_mark: Slot) {
         let of_host = self.certified.entry(host).or_default();
         of_host.insert(slot, digest);
-        if of_host.len() > OF_A_HOST_MAX {
-            of_host.pop_first();
+        let mut beyond = of_host.range(high_mark.next()..).map(|(slot, _)| *slot);
+        if let Some(lowest) = beyond.next()
+            && beyond.count() >= OF_A_HOST_MAX
+        {
+            of_host.remove(&lowest);
         }
     }
 
@@ -180,7 +184,9 @@ impl Replica {
 
     /// `q` twins have the same digest: the host certifies CHECKPOINT(n, digest) to all.
     pub(super) fn handle_own_checkpoint(&mut self, slot: Slot, digest: Digest, out: &mut Effects) {
-        self.checkpoints.note(self.config.host(), slot, digest);
+        let high_mark = self.high_mark();
+        self.checkpoints
+            .note(self.config.host(), slot, digest, high_mark);
         self.checkpoints.decided = Some((slot, digest));
         self.sign_decided(&Statement::Checkpoint { slot, digest }, true, out);
         self.poll_stable(out);
@@ -206,7 +212,8 @@ impl Replica {
             }
         }
         if slot > self.stable {
-            self.checkpoints.note(host, slot, digest);
+            let high_mark = self.high_mark();
+            self.checkpoints.note(host, slot, digest, high_mark);
             self.poll_stable(out);
         }
     }
@@ -235,6 +242,7 @@ impl Replica {
             self.checkpoints.own.remove(&slot);
             return;
         }
+        self.keep_past_checkpoint();
         self.stable = slot;
         self.checkpoints.repeats = 0;
         self.checkpoints.stable = own;
@@ -244,7 +252,10 @@ impl Replica {
             (!self.checkpoints.own.is_empty()).then_some(self.now.mono_us);
         // One interval more is kept for those who lag a little.
         let keep = self.config.tuning.checkpoint_slots;
-        self.slots.trim(Slot(slot.0.saturating_sub(keep)));
+        let bytes_max = self.config.tuning.retain_bytes;
+        for (slot, data) in self.slots.trim(Slot(slot.0.saturating_sub(keep))) {
+            self.past.push(slot, data, bytes_max);
+        }
         out.push(Effect::Persist(Record::Stable { slot, digest }));
         // 5: the twins of a host that lags meet here, and take it along.
         if self.log.accepted().0 < slot && !self.log.is_primary() {
@@ -303,7 +314,9 @@ impl Replica {
         if let Some((slot, digest)) = self.log.certified_checkpoint()
             && slot > self.stable
         {
-            self.checkpoints.note(self.config.host(), slot, digest);
+            let high_mark = self.high_mark();
+            self.checkpoints
+                .note(self.config.host(), slot, digest, high_mark);
         }
     }
 

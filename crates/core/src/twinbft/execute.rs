@@ -168,12 +168,14 @@ impl Replica {
         if self.config.shape.hosts() == 1 {
             out.push(Effect::Persist(Record::Promise(entry.clone())));
         }
-        let replied = self.reply_early(slot, history, &macs, out);
-        // When the replies are out, the siblings need these results for the record only.
-        out.push(Effect::Post {
-            entry,
-            lazy: replied,
-        });
+        if !self.transfer.bridge.covers(slot) || self.config.shape.hosts() == 1 {
+            let replied = self.reply_early(slot, history, &macs, out);
+            // When the replies are out, the siblings need these results for the record only.
+            out.push(Effect::Post {
+                entry,
+                lazy: replied,
+            });
+        }
         self.reply_late(slot, out);
         if self.execution.checkpoint == Some(slot) {
             self.begin_checkpoint(slot, out);

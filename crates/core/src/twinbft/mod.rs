@@ -8,6 +8,7 @@
 mod amnesia;
 mod backup;
 mod book;
+mod bridge;
 mod catchup;
 mod chain;
 mod checkpoint;
@@ -22,6 +23,7 @@ mod hello;
 mod leader;
 mod order;
 mod own;
+mod past;
 mod peers;
 mod pool;
 mod reads;
@@ -63,6 +65,7 @@ use execute::Execution;
 use forward::Forwards;
 use heartbeat::Heartbeats;
 use leader::Leader;
+use past::Past;
 use peers::Peers;
 use pool::Pool;
 use reads::Reads;
@@ -89,6 +92,7 @@ pub struct Replica {
     /// What the host has decided; everything below is this twin's own.
     log: HostLog,
     slots: SlotLog,
+    past: Past,
     /// `L`: the last stable checkpoint.
     stable: Slot,
     sessions: SessionTable,
@@ -137,6 +141,7 @@ impl Replica {
             },
             now: Tick::default(),
             slots: SlotLog::default(),
+            past: Past::default(),
             stable: Slot(0),
             sessions,
             pool: Pool::new(tuning.pending_requests_max),
@@ -595,7 +600,7 @@ impl Replica {
 
     /// Counts of what is kept, for the bounded-memory oracle (protocol.md 11, invariant 9).
     #[must_use]
-    pub fn footprint(&self) -> [(&'static str, usize); 10] {
+    pub fn footprint(&self) -> [(&'static str, usize); 11] {
         [
             ("slots", self.slots.len()),
             ("pool", self.pool.len()),
@@ -607,6 +612,7 @@ impl Replica {
             ("forwards", self.forwards.len()),
             ("chain", self.chain.len()),
             ("serving", self.serving.len()),
+            ("past_bytes", self.past.bytes()),
         ]
     }
 }

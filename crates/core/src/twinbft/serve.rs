@@ -93,27 +93,40 @@ impl Replica {
         }
     }
 
-    /// Somebody lags: this twin offers its stable checkpoint.
+    /// Somebody lags: this twin offers the next checkpoint that can be reached by batches, and the one whose state it has.
     pub(super) fn handle_fetch_checkpoint(&self, from: ReplicaId, above: Slot, out: &mut Effects) {
+        let offers = [self.past.bridge(above), self.stable_offer(above)];
+        for mut offer in offers.into_iter().flatten() {
+            // A host believes its own word by its own log.
+            offer.certificates.retain(|c| c.signed.host != from.host);
+            out.push(Effect::Send {
+                to: from,
+                message: Arc::new(PeerMessage::Checkpoint(Box::new(offer))),
+            });
+        }
+    }
+
+    fn stable_offer(&self, above: Slot) -> Option<CheckpointOffer> {
         let slot = self.stable;
-        let Some(kept) = self.serving.kept.get(&slot).filter(|_| slot > above) else {
-            return;
-        };
+        let kept = self.serving.kept.get(&slot).filter(|_| slot > above)?;
         let digest = kept.parts.digest();
         let own = Statement::Checkpoint { slot, digest };
-        let others = self.checkpoints.proofs(slot).filter(|certificate| {
-            certificate.signed.host != from.host && certificate.signed.statement == own
-        });
+        let proofs = self.checkpoints.proofs(slot);
+        let others = proofs.filter(|certificate| certificate.signed.statement == own);
         let certificates = self.book.certificate(&own).into_iter();
-        let offer = CheckpointOffer {
+        Some(CheckpointOffer {
             slot,
             parts: kept.parts,
             certificates: certificates.chain(others.cloned()).collect(),
-        };
-        out.push(Effect::Send {
-            to: from,
-            message: Arc::new(PeerMessage::Checkpoint(Box::new(offer))),
-        });
+        })
+    }
+
+    /// The stable checkpoint is about to be followed by another one: those who lag may still go by it.
+    pub(super) fn keep_past_checkpoint(&mut self) {
+        if let Some(offer) = self.stable_offer(Slot(0)) {
+            self.past
+                .keep_checkpoint(offer.slot, offer.parts, offer.certificates);
+        }
     }
 
     pub(super) fn handle_fetch_chunk(

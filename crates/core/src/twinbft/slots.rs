@@ -216,9 +216,10 @@ impl SlotLog {
         self.slots.get(&slot).map(|data| data.history)
     }
 
-    /// Drops everything up to `slot`.
-    pub fn trim(&mut self, slot: Slot) {
-        self.slots = self.slots.split_off(&slot.next());
+    /// Gives up everything up to `slot`.
+    pub fn trim(&mut self, slot: Slot) -> BTreeMap<Slot, SlotData> {
+        let kept = self.slots.split_off(&slot.next());
+        std::mem::replace(&mut self.slots, kept)
     }
 
     pub fn len(&self) -> usize {

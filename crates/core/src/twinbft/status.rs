@@ -61,6 +61,8 @@ pub struct Status {
     pub transfer: Option<TransferProgress>,
     /// Checkpoints taken over from others since the start.
     pub transfers: u64,
+    /// Checkpoints reached by batches that others had kept, since the start.
+    pub bridges: u64,
 }
 
 impl Replica {
@@ -80,6 +82,8 @@ impl Replica {
         let transfer = self.transfer.progress();
         let state = if transfer.is_some() {
             "fetching-checkpoint"
+        } else if self.transfer.bridge.is_under_way() {
+            "catching-up"
         } else if let Some(state) = self.recovery.state() {
             state
         } else if self.log.live_view().is_none() {
@@ -109,6 +113,7 @@ impl Replica {
             pending: self.pool.len(),
             transfer,
             transfers: self.transfer.done(),
+            bridges: self.transfer.bridge.count(),
         }
     }
 

@@ -10,6 +10,7 @@ use twinbft_types::wire::{
 use twinbft_types::{Entry, ReplicaId, Slot, Statement};
 
 use super::Replica;
+use super::bridge::Bridge;
 use crate::evidence::{Event, EventKind};
 use crate::fault::PeerFault;
 use crate::io::{Checkpoint, Effect, Effects};
@@ -36,6 +37,11 @@ pub struct Transfer {
     /// The end of a log that this twin is to hold, beyond its marks.
     beyond: Slot,
     fetching: Option<Fetching>,
+    /// The way to the next checkpoint by batches.
+    pub(super) bridge: Bridge,
+    /// The highest checkpoint whose state was offered, and when the first one was: a way by batches is better, and may
+    /// be offered a little later.
+    candidate: Option<(CheckpointOffer, u64)>,
     /// Checkpoints that this twin took over since it started.
     done: u64,
 }
@@ -118,6 +124,9 @@ impl Replica {
 
     /// Notices that execution stands still, asks for a checkpoint, and for its chunks.
     pub(super) fn poll_transfer(&mut self, out: &mut Effects) {
+        if self.poll_bridge(out) {
+            self.transfer.ask_at_us = self.now.mono_us;
+        }
         let begun = self.execution.begun();
         if !self.lacks_next() {
             self.transfer.stuck = None;
@@ -132,6 +141,13 @@ impl Replica {
         if self.transfer.is_fetching() {
             self.ask_for_chunks(out);
             self.finish_fetch(out);
+        } else if self.transfer.bridge.is_under_way() {
+            self.transfer.candidate = None;
+        } else if self.candidate_at().is_some_and(|at| at <= self.now.mono_us) {
+            let candidate = self.transfer.candidate.take();
+            if let Some((offer, _)) = candidate.filter(|(offer, _)| offer.slot > begun) {
+                self.begin_fetch(&offer, out);
+            }
         } else if self
             .ask_checkpoint_at()
             .is_some_and(|at| at <= self.now.mono_us)
@@ -142,8 +158,17 @@ impl Replica {
         }
     }
 
+    fn candidate_at(&self) -> Option<u64> {
+        let (_, since_us) = self.transfer.candidate.as_ref()?;
+        Some(since_us + self.config.tuning.fetch_after_us)
+    }
+
     fn ask_checkpoint_at(&self) -> Option<u64> {
-        let (_, since) = self.transfer.stuck?;
+        let (stuck, since) = self.transfer.stuck?;
+        let within = Slot(self.stable.0 + self.config.tuning.checkpoint_slots);
+        if self.transfer.bridge.ended_at(stuck) && stuck <= within {
+            return Some(self.transfer.ask_at_us);
+        }
         let fetches = if self.recovery.is_silent() {
             2
         } else {
@@ -169,7 +194,8 @@ impl Replica {
                     .map(|(_, at)| at + CHUNK_PATIENCE_US);
                 asked.min()
             }
-            None => self.ask_checkpoint_at(),
+            None if self.transfer.bridge.is_under_way() => self.transfer.bridge.deadline(),
+            None => self.candidate_at().or_else(|| self.ask_checkpoint_at()),
         }
     }
 
@@ -200,9 +226,17 @@ impl Replica {
         if self.transfer.is_fetching() || !self.lacks_next() {
             return Ok(());
         }
-        let begun = self.execution.begun();
-        if offer.slot > begun && self.is_agreed(offer.slot, digest) {
-            self.begin_fetch(offer, out);
+        if offer.slot <= self.execution.begun() || !self.is_agreed(offer.slot, digest) {
+            return Ok(());
+        }
+        if self.begin_bridge(offer) || self.transfer.bridge.is_under_way() {
+            return Ok(());
+        }
+        let now_us = self.now.mono_us;
+        match &mut self.transfer.candidate {
+            Some((known, _)) if known.slot >= offer.slot => {}
+            Some((known, _)) => *known = offer.clone(),
+            None => self.transfer.candidate = Some((offer.clone(), now_us)),
         }
         Ok(())
     }
@@ -394,9 +428,9 @@ impl Replica {
     }
 
     /// The slots above a fetched checkpoint stay as far as they extend it.
-    fn rejoin_chain(&mut self) {
+    pub(super) fn rejoin_chain(&mut self) {
         let keep = self.config.tuning.checkpoint_slots;
-        self.slots.trim(Slot(self.stable.0.saturating_sub(keep)));
+        drop(self.slots.trim(Slot(self.stable.0.saturating_sub(keep))));
         let mut end = self.stable;
         while let Some(previous) = self.history_of(end)
             && let Some(data) = self.slots.get(end.next())

@@ -24,6 +24,7 @@ pub fn check_footprint(
                 tuning.sessions_max * usize::try_from(crate::cast::CLIENTS_MAX).unwrap_or(1)
             }
             "replies" => 2048,
+            "past_bytes" => tuning.retain_bytes,
             "reads" => 8192,
             _ => usize::MAX,
         };

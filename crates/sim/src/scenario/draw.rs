@@ -221,8 +221,11 @@ impl Scenario {
 }
 
 fn draw_tuning(rng: &mut ChaCha8Rng) -> Tuning {
+    let checkpoint_slots = rng.random_range(2..10);
     Tuning {
-        checkpoint_slots: rng.random_range(2..10),
+        checkpoint_slots,
+        // Nothing, a little, everything.
+        retain_bytes: [0, 8 << 10, 1 << 20][usize::try_from(checkpoint_slots % 3).unwrap_or(0)],
         batch_requests_max: rng.random_range(1..6),
         batch_bytes_max: 4096,
         pipeline_depth: rng.random_range(1..5),

@@ -1,6 +1,8 @@
 //! Executions that a reviewer wrote down against view changes: who hears what, and when, is said message by message.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use twinbft_core::Tuning;
 use twinbft_types::wire::PeerMessage;
@@ -223,5 +225,34 @@ fn a_twin_of_the_only_host_gets_its_checkpoint_from_a_sibling() {
         assert!(world.is_done(), "{}", world.summary());
         let fetched = world.twin(lost).core.status().transfers;
         assert!(fetched > 0, "{}", world.summary());
+    }
+}
+
+/// A host that misses a hundred checkpoints, and whose state takes far longer to fetch than the others need for the next
+/// ones: it goes by the batches that they have kept, while they go on (5).
+#[test]
+fn a_host_that_is_far_behind_catches_up_under_load() {
+    for twins in [2, 3] {
+        let mut world = world(3, twins, 1500, 4);
+        let is_away = Rc::new(Cell::new(true));
+        let cut_off = Rc::clone(&is_away);
+        world.script.loses = Some(Box::new(move |_, from, to, _| {
+            (from.host.0 == 2 || to.host.0 == 2) && cut_off.get()
+        }));
+        let mut now_us = 0;
+        while world.twins[0].core.status().executed.0 < 1300 {
+            now_us += 10_000;
+            world.go_to(now_us);
+        }
+        is_away.set(false);
+        world.go_to(now_us + 5_000_000);
+        assert!(world.is_done(), "{}", world.summary());
+        let [first, .., last] = &*world.twins else {
+            unreachable!("a cluster has twins");
+        };
+        let (first, last) = (first.core.status(), last.core.status());
+        assert_eq!(last.state, "running", "{}", world.summary());
+        assert!(last.bridges > 5 && last.transfers == 0, "{last:?}");
+        assert_eq!(last.executed, first.executed);
     }
 }
