@@ -6,7 +6,7 @@ use crate::ledger::{AgreedState, Ledger, Limits, LimitsError, Outcome, TrimOutco
 
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemoryEntry {
+pub struct MemoryEntry<B> {
     /// Index within the epoch.
     pub position: u64,
     /// The twin that appended it.
@@ -14,30 +14,30 @@ pub struct MemoryEntry {
     /// The sender's own running number.
     pub append_number: u64,
     /// The payload.
-    pub bytes: Vec<u8>,
+    pub bytes: B,
 }
 
 /// What stands at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MemoryRead<'a> {
+pub enum MemoryRead<'a, B> {
     /// An entry.
-    Entry(&'a MemoryEntry),
+    Entry(&'a MemoryEntry<B>),
     /// Nothing yet.
     NotYet,
     /// It was trimmed; resynchronise from the agreed STATE.
     Lapped,
 }
 
-/// A host's postbox log in memory.
+/// A host's postbox log in memory. Payloads are of type `B`: one that is cheap to copy need not be copied by readers.
 #[derive(Clone, Debug)]
-pub struct MemoryLog {
+pub struct MemoryLog<B> {
     epoch: u64,
     ledger: Ledger,
     /// Invariant: the positions from `ledger.head_position()` to its tail.
-    entries: VecDeque<MemoryEntry>,
+    entries: VecDeque<MemoryEntry<B>>,
 }
 
-impl MemoryLog {
+impl<B: AsRef<[u8]>> MemoryLog<B> {
     /// An empty log of epoch 1.
     ///
     /// # Errors
@@ -51,14 +51,16 @@ impl MemoryLog {
     }
 
     /// Appends for `sender`, which must be below `m`, under its running number.
-    pub fn append(&mut self, sender: u8, number: u64, bytes: &[u8]) -> Outcome {
-        let outcome = self.ledger.append(sender, number, bytes.len() as u64);
+    pub fn append(&mut self, sender: u8, number: u64, bytes: B) -> Outcome {
+        let outcome = self
+            .ledger
+            .append(sender, number, bytes.as_ref().len() as u64);
         match outcome {
             Outcome::Accepted(placed) => self.entries.push_back(MemoryEntry {
                 position: placed.position,
                 sender,
                 append_number: number,
-                bytes: bytes.to_vec(),
+                bytes,
             }),
             Outcome::Refused(_) | Outcome::OutOfOrder { .. } => {}
         }
@@ -67,7 +69,7 @@ impl MemoryLog {
 
     /// What stands at `position`.
     #[must_use]
-    pub fn read(&self, position: u64) -> MemoryRead<'_> {
+    pub fn read(&self, position: u64) -> MemoryRead<'_, B> {
         let Some(index) = position.checked_sub(self.ledger.head_position()) else {
             return MemoryRead::Lapped;
         };
@@ -137,7 +139,7 @@ impl MemoryLog {
 mod tests {
     use super::*;
 
-    fn log() -> MemoryLog {
+    fn log() -> MemoryLog<Vec<u8>> {
         let limits = Limits {
             twins: 2,
             log_bytes: 4096,
@@ -154,7 +156,7 @@ mod tests {
         for number in 0..2 {
             for sender in 0..2 {
                 assert!(matches!(
-                    log.append(sender, number, &[sender]),
+                    log.append(sender, number, vec![sender]),
                     Outcome::Accepted(_)
                 ));
             }
@@ -180,7 +182,7 @@ mod tests {
     #[test]
     fn a_restart_keeps_or_loses_the_log() {
         let mut log = log();
-        log.append(0, 0, b"a");
+        log.append(0, 0, b"a".to_vec());
         log.restart_kept();
         assert_eq!(
             (log.epoch(), log.end(), log.ledger().next_number(0)),

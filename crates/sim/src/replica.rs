@@ -7,6 +7,7 @@ use twinbft_core::{CoreConfig, Effect, Effects, Input, PeerFault, Record, Replic
 use twinbft_types::{Entry, ReplicaId, Slot};
 
 use crate::byzantine::Puppet;
+use crate::oracles::Busy;
 use crate::service::{Restoring, Service};
 use crate::world::Disk;
 
@@ -52,6 +53,7 @@ pub struct Twin {
     pub life: u32,
     /// How often it may crash.
     pub crashes_left: u32,
+    pub busy: Busy,
 }
 
 impl Twin {
@@ -81,6 +83,7 @@ impl Twin {
             is_down: false,
             life: 0,
             crashes_left: 3,
+            busy: Busy::default(),
         }
     }
 

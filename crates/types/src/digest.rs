@@ -30,9 +30,10 @@ impl Digest {
     /// SHA-256 of `tag ‖ canonical(value)`.
     #[must_use]
     pub fn of_canonical<T: BorshSerialize + ?Sized>(tag: &[u8; 8], value: &T) -> Self {
-        let mut hasher = Hasher(Sha256::new_with_prefix(tag));
+        let mut hasher = Hasher::default();
+        hasher.take_in(tag);
         value.serialize(&mut hasher).expect("hashing does not fail");
-        Self(hasher.0.finalize().into())
+        Self(hasher.finish())
     }
 
     /// The first four bytes in hexadecimal: enough for people, never for decisions.
@@ -42,11 +43,48 @@ impl Digest {
     }
 }
 
-struct Hasher(Sha256);
+/// Canonical bytes come a few at a time: they are gathered first.
+struct Hasher {
+    sha: Sha256,
+    gathered: [u8; Self::GATHERED_BYTES],
+    len: usize,
+}
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self {
+            sha: Sha256::new(),
+            gathered: [0; Self::GATHERED_BYTES],
+            len: 0,
+        }
+    }
+}
+
+impl Hasher {
+    const GATHERED_BYTES: usize = 192;
+
+    fn take_in(&mut self, bytes: &[u8]) {
+        if bytes.len() > Self::GATHERED_BYTES - self.len {
+            self.sha.update(&self.gathered[..self.len]);
+            self.len = 0;
+        }
+        if bytes.len() > Self::GATHERED_BYTES {
+            self.sha.update(bytes);
+            return;
+        }
+        self.gathered[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
+    }
+
+    fn finish(mut self) -> [u8; 32] {
+        self.sha.update(&self.gathered[..self.len]);
+        self.sha.finalize().into()
+    }
+}
 
 impl borsh::io::Write for Hasher {
     fn write(&mut self, buf: &[u8]) -> borsh::io::Result<usize> {
-        self.0.update(buf);
+        self.take_in(buf);
         Ok(buf.len())
     }
 

@@ -4,8 +4,8 @@ use std::fmt;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use hkdf::Hkdf;
-use hmac::{Hmac, KeyInit, Mac as _};
 use sha2::Sha256;
+use sha2::block_api::compress256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
@@ -153,9 +153,28 @@ pub struct KeyContext {
     pub key_epoch: u32,
 }
 
-/// A MAC key for one direction, with its first HMAC blocks already computed.
+/// Bytes of a block of SHA-256.
+const BLOCK_BYTES: usize = 64;
+
+/// The state in which SHA-256 begins (FIPS 180-4, 5.3.3).
+const SHA256_BEGINNING: [u32; 8] = [
+    0x6a09_e667,
+    0xbb67_ae85,
+    0x3c6e_f372,
+    0xa54f_f53a,
+    0x510e_527f,
+    0x9b05_688c,
+    0x1f83_d9ab,
+    0x5be0_cd19,
+];
+
+/// A MAC key for one direction: the states of HMAC's inner and outer hash after their first blocks, which hold the key.
+/// What is authenticated fits one more block of each, and a MAC is two compressions and nothing else.
 #[derive(Clone)]
-pub struct MacKey(Hmac<Sha256>);
+pub struct MacKey {
+    inner: [u32; 8],
+    outer: [u32; 8],
+}
 
 impl MacKey {
     /// The key of `sender` for `receiver`. `own` belongs to one of them and `other` to the other.
@@ -202,16 +221,20 @@ impl MacKey {
     /// From raw bytes, for test vectors.
     #[must_use]
     pub fn from_bytes(key: &[u8; 32]) -> Self {
-        Self(Hmac::new_from_slice(key).expect("HMAC takes keys of any length"))
+        Self {
+            inner: after_key(key, 0x36),
+            outer: after_key(key, 0x5c),
+        }
     }
 
     /// The MAC over `tag ‖ digest`.
     #[must_use]
     pub fn mac(&self, domain: Domain, digest: Digest) -> Mac {
-        let mut hmac = self.0.clone();
-        hmac.update(domain.tag());
-        hmac.update(&digest.0);
-        let full = hmac.finalize().into_bytes();
+        let mut message = [0; 40];
+        message[..8].copy_from_slice(domain.tag());
+        message[8..].copy_from_slice(&digest.0);
+        let inner = finish(self.inner, &message);
+        let full = finish(self.outer, &inner);
         let mut cut = [0; MAC_BYTES];
         cut.copy_from_slice(&full[..MAC_BYTES]);
         Mac(cut)
@@ -227,5 +250,57 @@ impl MacKey {
 impl fmt::Debug for MacKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("MacKey(…)")
+    }
+}
+
+/// SHA-256 after one block: the key, padded with zeros, xor `pad` (RFC 2104).
+fn after_key(key: &[u8; 32], pad: u8) -> [u32; 8] {
+    let mut block = [pad; BLOCK_BYTES];
+    for (byte, key) in block.iter_mut().zip(key) {
+        *byte ^= key;
+    }
+    let mut state = SHA256_BEGINNING;
+    compress256(&mut state, &[block]);
+    block.zeroize();
+    state
+}
+
+/// The digest when one block went before and `rest`, which fits a block with its padding, is all that follows.
+fn finish(mut state: [u32; 8], rest: &[u8]) -> [u8; 32] {
+    const LENGTH_AT: usize = BLOCK_BYTES - 8;
+    assert!(rest.len() < LENGTH_AT, "one block is enough");
+    let mut block = [0; BLOCK_BYTES];
+    block[..rest.len()].copy_from_slice(rest);
+    block[rest.len()] = 0x80;
+    let bits = 8 * (BLOCK_BYTES + rest.len()) as u64;
+    block[LENGTH_AT..].copy_from_slice(&bits.to_be_bytes());
+    compress256(&mut state, &[block]);
+    let mut digest = [0; 32];
+    for (bytes, word) in digest.chunks_exact_mut(4).zip(state) {
+        bytes.copy_from_slice(&word.to_be_bytes());
+    }
+    digest
+}
+
+#[cfg(test)]
+mod tests {
+    use hmac::{Hmac, KeyInit, Mac as _};
+
+    use super::*;
+
+    #[test]
+    fn a_mac_is_the_hmac_sha256_of_rfc_2104() {
+        for seed in 0..64u8 {
+            let key: [u8; 32] = Digest::of(&[seed]).0;
+            let digest = Digest::of(&key);
+            for domain in [Domain::Request, Domain::Statement, Domain::QueryAnswer] {
+                let mut hmac = Hmac::<Sha256>::new_from_slice(&key).expect("of any length");
+                hmac.update(domain.tag());
+                hmac.update(&digest.0);
+                let full = hmac.finalize().into_bytes();
+                let mac = MacKey::from_bytes(&key).mac(domain, digest);
+                assert_eq!(mac.0, full[..MAC_BYTES]);
+            }
+        }
     }
 }

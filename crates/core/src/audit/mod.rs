@@ -147,23 +147,41 @@ impl Auditor {
         self.trims.get(&position).copied()
     }
 
+    /// What the last entry decided, in order.
+    #[must_use]
+    pub fn decisions(&self) -> &[Decision] {
+        &self.decisions
+    }
+
     /// Takes in the entry at [`Self::end`].
     pub fn handle_entry(&mut self, sender: TwinId, bytes: &[u8]) -> Vec<Finding> {
+        let entry = from_canonical::<Entry>(bytes).ok();
+        self.handle_decoded(sender, entry.as_ref(), bytes.len() as u64)
+    }
+
+    /// The same for one that its reader has decoded, of this many bytes; `None` for bytes that do not decode.
+    pub fn handle_decoded(
+        &mut self,
+        sender: TwinId,
+        entry: Option<&Entry>,
+        bytes: u64,
+    ) -> Vec<Finding> {
         let position = self.log.end();
         let mut found = Vec::new();
-        match from_canonical::<Entry>(bytes) {
-            Ok(_) | Err(_) if sender.0 >= self.shape.twins() => {
+        self.decisions.clear();
+        match entry {
+            Some(_) | None if sender.0 >= self.shape.twins() => {
                 let problem = "the broker stamps only twins of this host";
                 found.push(unreadable(position, sender, problem));
                 self.log.skip();
             }
-            Ok(entry) => self.apply(position, sender, &entry, &mut found),
-            Err(_) => {
+            Some(entry) => self.apply(position, sender, entry, &mut found),
+            None => {
                 found.push(unreadable(position, sender, "it does not decode"));
                 self.log.skip();
             }
         }
-        if let Some(trimmed) = self.log.note_bytes(bytes.len() as u64) {
+        if let Some(trimmed) = self.log.note_bytes(bytes) {
             self.trims.insert(trimmed, Digest::of(&self.log.to_state()));
             if self.trims.len() > TRIMS_MAX {
                 self.trims.pop_first();
@@ -214,16 +232,16 @@ impl Auditor {
                 self.facts.note_entry(position, sender, entry, &self.log);
             }
         }
-        for decision in decisions.drain(..) {
-            self.facts.note_decision(position, &decision, &self.log);
+        for decision in &decisions {
+            self.facts.note_decision(position, decision, &self.log);
             match decision {
                 Decision::ResultsDiverge { said, .. } => find(What::Divergence {
                     output: Output::Results,
-                    said,
+                    said: said.clone(),
                 }),
                 Decision::CheckpointDiverges { said, .. } => find(What::Divergence {
                     output: Output::Checkpoint,
-                    said,
+                    said: said.clone(),
                 }),
                 _ => {}
             }

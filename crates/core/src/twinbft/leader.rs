@@ -325,6 +325,12 @@ impl Replica {
         }
     }
 
+    /// The log was replaced by a STATE, which may have passed candidates that this twin doubted: which are NACKed is read
+    /// off it anew.
+    pub(super) fn leader_adopts(&mut self) {
+        self.leader.doubted.clear();
+    }
+
     /// A request was dropped from the pool. What the leader remembers of such requests stays within twice the pool.
     pub(super) fn leader_evicted(&mut self, client: ClientId, seq: Seq) {
         self.leader.early.remove(&(client, seq));

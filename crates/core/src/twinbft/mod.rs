@@ -307,28 +307,35 @@ impl Replica {
         if self.recovery.is_replaying() {
             return self.recovery_deadline();
         }
+        let deadlines = self.deadlines();
+        deadlines.into_iter().filter_map(|(_, at)| at).min()
+    }
+
+    /// What [`Self::deadline`] is the first of, by name: shows who keeps a core busy.
+    #[must_use]
+    pub fn deadlines(&self) -> [(&'static str, Option<u64>); 17] {
         [
-            self.catchup_deadline(),
-            self.transfer_deadline(),
-            self.serving_deadline(),
-            self.voting_deadline(),
-            self.backup_deadline(),
-            self.order_deadline(),
-            self.leader_deadline(),
-            self.commit_deadline(),
-            self.checkpoint_deadline(),
-            self.divergence_deadline(),
-            self.beat_deadline(),
-            self.chain_deadline(),
-            self.views_deadline(),
-            self.forward_deadline(),
-            self.suspicion_deadline(),
-            self.amnesia_deadline(),
-            self.peers_deadline().filter(|_| !self.recovery.is_silent()),
+            ("catch-up", self.catchup_deadline()),
+            ("transfer", self.transfer_deadline()),
+            ("serving", self.serving_deadline()),
+            ("voting", self.voting_deadline()),
+            ("backup", self.backup_deadline()),
+            ("order", self.order_deadline()),
+            ("leader", self.leader_deadline()),
+            ("commit", self.commit_deadline()),
+            ("checkpoint", self.checkpoint_deadline()),
+            ("divergence", self.divergence_deadline()),
+            ("beat", self.beat_deadline()),
+            ("chain", self.chain_deadline()),
+            ("views", self.views_deadline()),
+            ("forward", self.forward_deadline()),
+            ("suspicion", self.suspicion_deadline()),
+            ("amnesia", self.amnesia_deadline()),
+            (
+                "peers",
+                self.peers_deadline().filter(|_| !self.recovery.is_silent()),
+            ),
         ]
-        .into_iter()
-        .flatten()
-        .min()
     }
 
     fn handle_peer(

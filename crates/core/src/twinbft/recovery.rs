@@ -341,6 +341,7 @@ impl Replica {
         self.backup.set_tip(self.held_end(accepted));
         self.take_over_chain(accepted, accepted_history);
         self.leader_voided(accepted.next());
+        self.leader_adopts();
         let mut slot = accepted.next();
         while self.log.candidate(slot).is_some() {
             self.candidate_appeared(slot);

@@ -14,7 +14,14 @@ pub fn check_footprint(
     // twin that lacks a body falls behind its siblings until state transfer ends that: a loose bound.
     let intervals = if unanimous { 4 } else { 16 };
     let slots = usize::try_from(intervals * tuning.checkpoint_slots + 1).unwrap_or(usize::MAX);
+    // The least of the bounds below: hardly ever exceeded, and then the names are looked at.
+    let least = slots
+        .min(tuning.pending_requests_max)
+        .min(tuning.sessions_max);
     for (what, count) in replica.footprint() {
+        if count <= least {
+            continue;
+        }
         let bound = match what {
             "slots" | "waiting_orders" => slots,
             "pool" => tuning.pending_requests_max,

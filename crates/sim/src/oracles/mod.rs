@@ -1,6 +1,7 @@
 //! The invariants of protocol.md 11, one file each, checked while the simulation runs.
 
 mod agreement;
+mod busy;
 mod certificates;
 mod evidence;
 mod histories;
@@ -14,6 +15,7 @@ use std::fmt;
 
 use twinbft_types::{ClientId, Digest, Request, Seq, Slot};
 
+pub use busy::Busy;
 pub use certificates::Observer;
 pub use evidence::{check_audit, check_event};
 pub use histories::check_histories;
@@ -24,7 +26,7 @@ pub use progress::check_progress;
 /// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Which, by its number in section 11.
+    /// Which, by its number in section 11; 0 for a panic, 10 for a busy loop.
     pub invariant: u8,
     /// What was seen.
     pub what: String,

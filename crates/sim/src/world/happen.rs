@@ -135,6 +135,7 @@ impl World {
             return Ok(());
         }
         let jumped_us = self.clock_jump_us(id);
+        let was_timer = matches!(input, Input::Timer);
         let mut effects = std::mem::take(&mut self.effects);
         let twin = &mut self.twins[index];
         twin.skew_us += jumped_us;
@@ -169,6 +170,8 @@ impl World {
                 &self.scenario.tuning,
                 self.scenario.shape.unanimous(),
             )?;
+            let twin = &mut self.twins[index];
+            twin.busy.check(&twin.core, was_timer, now_us)?;
         } else {
             self.act(id)?;
         }

@@ -177,7 +177,7 @@ pub struct World {
     /// By host, then twin.
     twins: Vec<Twin>,
     /// By host.
-    logs: Vec<MemoryLog>,
+    logs: Vec<MemoryLog<Bytes>>,
     /// By host: the epoch of its log.
     epochs: Vec<Epoch>,
     observers: Vec<Observer>,
@@ -430,7 +430,7 @@ impl World {
     }
 }
 
-fn make_log(scenario: &Scenario) -> MemoryLog {
+fn make_log(scenario: &Scenario) -> MemoryLog<Bytes> {
     let limits = Limits {
         log_bytes: 1 << 20,
         entry_bytes_max: 16 << 10,

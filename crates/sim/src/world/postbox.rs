@@ -35,15 +35,18 @@ impl World {
         let mut appended = false;
         while let Some(post) = self.twins[index].posts.front() {
             let number = self.twins[index].append_number;
-            match self.logs[host].append(id.twin.0, number, &post.bytes) {
+            match self.logs[host].append(id.twin.0, number, post.bytes.clone()) {
                 Outcome::Accepted(_) => {
                     appended = true;
                     let twin = &mut self.twins[index];
                     twin.append_number += 1;
                     let post = twin.posts.pop_front().expect("it is in front");
                     self.report.honest += u64::from(twin.is_correct());
-                    self.observers[host].read(id.twin, post.entry.as_deref())?;
-                    let found = self.auditors[host].handle_entry(id.twin, &post.bytes);
+                    let (entry, bytes) = (post.entry.as_deref(), post.bytes.len() as u64);
+                    self.observers[host].read(id.twin, entry)?;
+                    let auditor = &mut self.auditors[host];
+                    let found =
+                        crate::mutation::pristine(|| auditor.handle_decoded(id.twin, entry, bytes));
                     check_audit(id, &found, &self.byzantine)?;
                 }
                 // Of no use to send again; a correct twin posts nothing of the kind.
@@ -85,7 +88,7 @@ impl World {
                 MemoryRead::Entry(entry) => Input::Entry {
                     position: Position(entry.position),
                     sender: TwinId(entry.sender),
-                    bytes: entry.bytes.clone().into(),
+                    bytes: entry.bytes.clone(),
                 },
                 MemoryRead::NotYet => return Ok(()),
                 // Only with m > q can a twin be lapped.
