@@ -1,6 +1,6 @@
 //! When a slot is committed: `Q` hosts have accepted it in one view (protocol.md 4.6).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use twinbft_types::wire::PeerMessage;
@@ -21,6 +21,8 @@ const HURRY_WITHIN_US: u64 = 3_000;
 const HURRY_AFTER: u32 = 3;
 /// Then so many slots are acknowledged at once.
 const HURRY_SLOTS: u64 = 256;
+/// Acceptances that are remembered until their ACK, or a later one, is signed.
+const PUT_OFF_MAX: usize = 64;
 /// The longest pause between two repetitions, in microseconds.
 const PAUSE_MAX_US: u64 = 1_000_000;
 
@@ -52,6 +54,8 @@ struct Acking {
     noted: (View, Slot),
     /// Since when acceptances go without an ACK, and how many.
     unsigned: Option<(u64, u32)>,
+    /// Acceptances above `signed` whose ACK was put off. Invariant: at most [`PUT_OFF_MAX`].
+    put_off: BTreeSet<(View, Slot)>,
     /// When an ACK of one slot was last signed because time was up.
     late_us: Option<u64>,
     /// How often somebody seemed to wait for such a one, in a row.
@@ -76,13 +80,18 @@ impl Acking {
         }
     }
 
-    fn put_off(&mut self, now_us: u64) {
+    fn put_off(&mut self, what: (View, Slot), now_us: u64) {
         self.unsigned.get_or_insert((now_us, 0)).1 += 1;
+        self.put_off.insert(what);
+        if self.put_off.len() > PUT_OFF_MAX {
+            self.put_off.pop_first();
+        }
     }
 
     fn note_signed(&mut self, what: (View, Slot)) {
         self.signed = what;
         self.unsigned = None;
+        self.put_off.retain(|waits| *waits > what);
     }
 
     fn deadline(&self) -> Option<u64> {
@@ -146,7 +155,8 @@ impl Replica {
         acking.noted = (view, slot);
         acking.note_accepted(slot, self.now.mono_us);
         if self.may_ack_later(slot) {
-            self.commit.acking.put_off(self.now.mono_us);
+            let now_us = self.now.mono_us;
+            self.commit.acking.put_off((view, slot), now_us);
             return;
         }
         // Off the client's path: it rides with the RESULT that follows.
@@ -208,10 +218,13 @@ impl Replica {
         }
     }
 
-    /// A sibling signed an ACK: what the log has decided is signed by all, or there would be no certificate.
+    /// A sibling signed an ACK: what the log has decided is signed by all, or there would be no certificate. A slot below
+    /// one that the log has accepted is accepted too, but the log need not have decided that one by itself: of a bad twin
+    /// that posts its ACCEPTs in another order only the highest may count.
     pub(super) fn join_ack(&mut self, view: View, slot: Slot, history: Digest, out: &mut Effects) {
         let decided = self.log.live_view() == Some(view)
             && slot <= self.surely_accepted()
+            && self.commit.acking.put_off.contains(&(view, slot))
             && self.history_of(slot) == Some(history);
         if decided && !self.log.is_primary() && self.commit.acking.signed < (view, slot) {
             self.sign_ack((view, slot, history), false, out);
@@ -443,7 +456,7 @@ mod tests {
     /// One slot that is acknowledged because time was up, and the next one right behind it.
     fn late(acking: &mut Acking, slot: u64, now_us: u64) {
         acking.note_accepted(Slot(slot), now_us);
-        acking.put_off(now_us);
+        acking.put_off((View(0), Slot(slot)), now_us);
         assert!(acking.deadline().is_some_and(|at| at <= now_us + LAZY_US));
         acking.note_signed((View(0), Slot(slot)));
         acking.late_us = Some(now_us + LAZY_US);
@@ -475,7 +488,7 @@ mod tests {
             // The next but one comes without an ACK of the next.
             now_us += LAZY_US + 500;
             acking.note_accepted(Slot(slot + 1), now_us);
-            acking.put_off(now_us);
+            acking.put_off((View(0), Slot(slot + 1)), now_us);
             now_us += 100;
             acking.note_accepted(Slot(slot + 2), now_us);
         }
