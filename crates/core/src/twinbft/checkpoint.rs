@@ -219,7 +219,7 @@ impl Replica {
     }
 
     /// 5: `Q` hosts with equal `(n, digest)` make it stable; `L = n`.
-    fn poll_stable(&mut self, out: &mut Effects) {
+    pub(super) fn poll_stable(&mut self, out: &mut Effects) {
         let quorum = self.config.shape.host_quorum();
         // Those that this twin has not reached come by executing, or by state transfer.
         let reached = self

@@ -211,7 +211,7 @@ impl Replica {
                 bytes,
             } => self.handle_entry(position, sender, &bytes, out),
             Input::Lapped { position, state } => {
-                self.handle_lapped(position, &state);
+                self.handle_lapped(position, &state, out);
                 Ok(())
             }
             Input::Executed { slot, results } => {

@@ -314,7 +314,7 @@ impl Replica {
     }
 
     /// 2: a twin that lags past the end resynchronises from the agreed STATE and nothing else.
-    pub(super) fn handle_lapped(&mut self, position: Position, state: &[u8]) {
+    pub(super) fn handle_lapped(&mut self, position: Position, state: &[u8], out: &mut Effects) {
         let (shape, host) = (self.config.shape, self.config.host());
         let log = HostLog::from_state(shape, host, state);
         // One of `q` twins is correct, and has made it from its own automaton.
@@ -322,6 +322,8 @@ impl Replica {
         assert_eq!(self.log.end(), position, "STATE is that of its position");
         self.own.clear();
         self.adopt_log();
+        // The host may have certified in the meantime what this twin said before: nobody says it again.
+        self.poll_stable(out);
     }
 
     /// The host's automaton was replaced by an agreed STATE: this twin's own side of it follows.
