@@ -258,11 +258,9 @@ impl Service {
                 Job::Checkpoint(_) | Job::RestoreActivate(_) if self.checkpointing => {
                     return Ok(());
                 }
-                Job::RestoreBegin { slot, .. } => {
-                    self.restoring = *slot;
+                Job::RestoreBegin { .. } | Job::RestoreChunk { .. } | Job::RestoreActivate(_) => {
                     self.hand_over();
                 }
-                Job::RestoreChunk { .. } | Job::RestoreActivate(_) => self.hand_over(),
                 Job::Checkpoint(checkpoint) => {
                     let work = app.checkpoint_begin(checkpoint.slot)?;
                     self.checkpointing = true;
@@ -321,8 +319,11 @@ impl Service {
             .count();
         self.status.batches_handed_over += batches as u64;
         let app = self.app.take().expect("it is here");
+        let restoring = self.restoring;
+        // It need not be the first of them: it may go along behind batches.
+        self.restoring = restored_by(&jobs, restoring);
         self.worker
-            .send(Work::Jobs(app, self.restoring, jobs))
+            .send(Work::Jobs(app, restoring, jobs))
             .expect("the thread ends with this handle");
     }
 
@@ -335,6 +336,19 @@ impl Service {
             ..self.status
         }
     }
+}
+
+/// Which checkpoint is restored after these jobs, when it was `before` until then.
+fn restored_by(jobs: &[Job], before: Slot) -> Slot {
+    let begun = jobs.iter().rev().find_map(|job| match job {
+        Job::RestoreBegin { slot, .. } => Some(*slot),
+        Job::RestoreChunk { .. }
+        | Job::RestoreActivate(_)
+        | Job::Execute(_)
+        | Job::Query { .. }
+        | Job::Checkpoint(_) => None,
+    });
+    begun.unwrap_or(before)
 }
 
 fn elapsed_us(began: Instant) -> u64 {
@@ -393,12 +407,16 @@ fn run(work: Work, journal: &SharedJournal) -> Result<Answer, ServiceError> {
         }
         Work::Jobs(mut app, restoring, jobs) => {
             let began = Instant::now();
+            let mut restoring = restoring;
             let inputs: Vec<Input> = jobs
                 .iter()
                 .map(|job| match job {
                     Job::RestoreBegin { .. }
                     | Job::RestoreChunk { .. }
-                    | Job::RestoreActivate(_) => restore(&mut *app, restoring, job, journal),
+                    | Job::RestoreActivate(_) => {
+                        restoring = restored_by(std::slice::from_ref(job), restoring);
+                        restore(&mut *app, restoring, job, journal)
+                    }
                     Job::Execute(_) | Job::Query { .. } | Job::Checkpoint(_) => {
                         Ok(carry_out(&mut *app, job)?)
                     }
@@ -552,6 +570,7 @@ mod tests {
                 Input::Executed { slot, .. } => format!("executed {slot}"),
                 Input::Checkpointed { slot, .. } => format!("checkpointed {slot}"),
                 Input::Queried { token, .. } => format!("queried {token}"),
+                Input::Restoring { slot, .. } => format!("restoring {slot}"),
                 other => panic!("unexpected {other:?}"),
             })
             .collect()
@@ -586,6 +605,30 @@ mod tests {
             ["executed n1", "executed n2", "checkpointed n2"]
         );
         assert_eq!(service.status().batches_inline, 1);
+    }
+
+    /// The core passes over what is said of another restore than its own, and would wait for ever.
+    #[test]
+    fn a_restore_that_begins_behind_a_large_batch_is_answered_as_itself() {
+        let (mut service, inbox) = service();
+        let mut ready = VecDeque::new();
+        for slot in 1..=2 {
+            let large = execute(slot, INLINE_BYTES_MAX + 1);
+            service.submit(large, &mut ready).unwrap();
+        }
+        let mut other = Null::new(NullOptions::default()).unwrap();
+        let empty = other.checkpoint_begin(Slot(0)).unwrap().run().unwrap();
+        let begin = Job::RestoreBegin {
+            slot: Slot(7),
+            digest: empty.digest,
+        };
+        service.submit(begin, &mut ready).unwrap();
+        settle(&mut service, &inbox, &mut ready, 3);
+        assert_eq!(
+            names(&ready),
+            ["executed n1", "executed n2", "restoring n7"]
+        );
+        assert_eq!(service.status().batches_handed_over, 2);
     }
 
     #[test]
