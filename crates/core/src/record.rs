@@ -45,8 +45,9 @@ pub enum Record {
         /// Its history.
         history: Digest,
     },
-    /// In this epoch the host has begun without a memory (protocol.md 8, last row): promises and installs before this record
-    /// are void, and so is what was joined. Slots stay: their hash chain verifies them.
+    /// In this epoch the host has begun without a memory (protocol.md 8, last row): once the epoch is joined, promises and
+    /// installs before this record are void. Until then they are all that there is: an operator may order to believe them.
+    /// Slots stay: their hash chain verifies them.
     Forgotten {
         /// The epoch.
         epoch: Epoch,

@@ -11,7 +11,7 @@ use twinbft_types::{Digest, Epoch, Position, ReplicaId};
 use crate::driver::Link;
 use crate::genesis::Genesis;
 use crate::setup;
-use crate::storage::{Journal, Journaled, ReadError, Segments, Storage};
+use crate::storage::{Journal, Journaled, ReadError, Segments, Storage, is_same_boot};
 
 /// The checkpoint that a service stands at, with the digest of its state.
 type Base = (Checkpoint, Digest);
@@ -22,8 +22,6 @@ enum Memory {
     Genesis(Genesis),
     /// Its promises, and the epoch of the log that it made them in.
     Kept { records: Vec<Record>, epoch: Epoch },
-    /// Slots alone: its host had forgotten what it had promised, and was not yet back (protocol.md 8, last row).
-    Void { records: Vec<Record> },
     /// Nothing: its promises are in the postbox's log.
     Lost,
 }
@@ -75,9 +73,7 @@ impl Disk {
         };
         let base = match &memory {
             Memory::Lost => None,
-            Memory::Genesis(_) | Memory::Kept { .. } | Memory::Void { .. } => {
-                bring(&mut *app, &journaled)?
-            }
+            Memory::Genesis(_) | Memory::Kept { .. } => bring(&mut *app, &journaled)?,
         };
         if base.is_none()
             && let Some(checkpoint) = app.last_checkpoint()
@@ -91,7 +87,7 @@ impl Disk {
             app = twinbft_app::open(&options).context("opening the service")?;
         }
         let journal = Journal::begin(data, owner, true, base.clone())?;
-        let is_same_boot = remember_boot(data)?;
+        let is_same_boot = is_same_boot(data);
         let disk = Self {
             memory,
             base,
@@ -144,7 +140,6 @@ impl Disk {
                 }
                 records
             }
-            Memory::Void { records } => records,
             Memory::Lost => {
                 tracing::warn!(
                     "this twin's disk remembers nothing; its promises are read from the postbox's log, or, where that is lost too, its host takes a new incarnation; its state comes from the others"
@@ -163,6 +158,7 @@ impl Disk {
             log_state: state.map(|state| (Position(state.position), state.bytes.into())),
             is_new_epoch,
             is_unsure,
+            is_ordered: false,
             nonce: Digest(rand::random()),
         };
         tracing::info!(
@@ -179,17 +175,14 @@ impl Disk {
 
 impl Memory {
     fn find(config: &ClusterConfig, data: &Path, records: Vec<Record>) -> anyhow::Result<Self> {
-        let (mut joined, mut is_void) = (None, false);
-        for record in &records {
-            match record {
-                Record::Joined { epoch } => (joined, is_void) = (Some(*epoch), false),
-                Record::Forgotten { .. } => (joined, is_void) = (None, true),
-                Record::Promise(_)
-                | Record::Slot { .. }
-                | Record::Stable { .. }
-                | Record::Installed { .. } => {}
-            }
-        }
+        let joined = records.iter().rev().find_map(|record| match record {
+            Record::Joined { epoch } => Some(*epoch),
+            Record::Promise(_)
+            | Record::Slot { .. }
+            | Record::Stable { .. }
+            | Record::Forgotten { .. }
+            | Record::Installed { .. } => None,
+        });
         let genesis = Genesis::find(data, &config.cluster.id)?;
         Ok(match (joined, genesis) {
             (Some(epoch), genesis) => {
@@ -197,7 +190,6 @@ impl Memory {
                 genesis.map_or(Ok(()), Genesis::take)?;
                 Self::Kept { records, epoch }
             }
-            (None, _) if is_void => Self::Void { records },
             (None, Some(genesis)) => Self::Genesis(genesis),
             (None, None) => Self::Lost,
         })
@@ -223,16 +215,6 @@ fn bring(app: &mut dyn Application, journaled: &Journaled) -> anyhow::Result<Opt
     }
     app.restore_activate()?;
     Ok(Some((checkpoint, digest)))
-}
-
-/// Whether the machine has run without a break since the last start; what was written then is not lost, whether or not
-/// it had reached the disk.
-fn remember_boot(data: &Path) -> anyhow::Result<bool> {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let path = data.join("boot");
-    let before = std::fs::read_to_string(&path).unwrap_or_default();
-    std::fs::write(&path, &boot).with_context(|| format!("writing {}", path.display()))?;
-    Ok(!boot.is_empty() && before == boot)
 }
 
 /// What a service holds is of no use without the session table of the same slot.

@@ -248,6 +248,7 @@ pub fn core_json(report: &CoreReport) -> Value {
         "view": status.view.0,
         "view_changes": status.view_changes,
         "incarnation": status.incarnation.0,
+        "memory": status.memory,
         // On the primary host the last accepted slot is the last decided one.
         "decided": status.accepted.0,
         "accepted": status.accepted.0,

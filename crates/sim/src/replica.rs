@@ -87,6 +87,16 @@ impl Twin {
         }
     }
 
+    /// The process dies.
+    pub fn go_down(&mut self) {
+        self.is_down = true;
+        self.life += 1;
+        self.posts.clear();
+        self.held.clear();
+        self.timer_us = None;
+        self.read_at_us = None;
+    }
+
     pub const fn is_correct(&self) -> bool {
         self.puppet.is_none()
     }

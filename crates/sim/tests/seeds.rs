@@ -44,3 +44,17 @@ fn the_same_seed_gives_the_same_trace() {
         assert_eq!(trace(), trace(), "seed {seed}");
     }
 }
+
+/// Hosts that lose their postbox's log, with and without disks (8, rows 4 and 5), from the first seed that has such losses on.
+#[test]
+fn hosts_that_lose_their_log_come_back() {
+    const FIRST: u64 = 1_000_000;
+    let mut crashes = 0;
+    for seed in FIRST..FIRST + 60 {
+        let report = run(Scenario::from_seed(seed)).unwrap_or_else(|violation| {
+            panic!("seed {seed}: {violation}\nrepeat with: cargo run --release -p twinbft-sim -- seed {seed}")
+        });
+        crashes += report.crashes;
+    }
+    assert!(crashes > 30, "only {crashes} crashes");
+}

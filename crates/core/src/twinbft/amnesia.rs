@@ -1,7 +1,7 @@
 //! This host may have forgotten promises (protocol.md 8, last row): it stays mute, takes a new incarnation, asks the others,
 //! and takes part again once it holds the log of the primary of the highest view that it was told of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use twinbft_types::wire::PeerMessage;
@@ -18,6 +18,8 @@ const ASK_US: u64 = 20_000;
 const ASK_US_MAX: u64 = 500_000;
 /// Answers of one host that are kept: a sibling may hold the log of an earlier one.
 const ANSWERS_MAX: usize = 8;
+/// Twins whose HELLOs do not open the log for so long would rather forget together, if enough others remember.
+const HELLO_PATIENCE_US: u64 = 3_000_000;
 /// How far a sibling's word for the own incarnation may lie above what this twin was told: it may have heard other hosts.
 const AHEAD_MAX: u64 = 64;
 /// A log that cannot be had for so long is given up for a newer one.
@@ -35,6 +37,10 @@ pub struct Amnesia {
     said: bool,
     /// Whether what this twin remembered of an earlier epoch is void by now.
     is_void: bool,
+    /// When this twin, which waits for HELLOs, asks next whether others remember.
+    waiting: Option<u64>,
+    /// Who has answered that.
+    remembering: BTreeSet<HostId>,
     /// What other hosts know of this host's incarnation.
     reports: BTreeMap<HostId, Incarnation>,
     /// The incarnation for which this twin has posted PEER in this life.
@@ -47,8 +53,9 @@ pub struct Amnesia {
     posted: BTreeMap<HostId, Incarnation>,
     /// The log that this twin wants to hold, and since when.
     target: Option<(End, u64)>,
-    /// The last NV-ACCEPT of this twin in this life.
+    /// The last NV-ACCEPT of this twin in this life, and until when it waits for its siblings.
     accepted: Option<End>,
+    waits_until_us: u64,
     ask_at_us: u64,
     every_us: u64,
 }
@@ -65,7 +72,8 @@ impl Amnesia {
 impl Replica {
     /// Whether this host has forgotten, or has begun to say so.
     pub(super) fn is_forgetful(&self) -> bool {
-        !self.recovery.remembers()
+        !(self.recovery.remembers() || self.recovery.follows())
+            || self.amnesia.said
             || self.log.forgotten().is_some()
             || self.log.amnesias().next().is_some()
     }
@@ -108,6 +116,28 @@ impl Replica {
         self.amnesia.accepted = None;
         self.amnesia.ask_at_us = self.now.mono_us;
         self.amnesia.every_us = 0;
+    }
+
+    /// HELLOs of all twins are wanted, and `q` equal ones: one twin that is gone, or remembers a slot less, would keep its host
+    /// out. While `Q` other hosts take part they can tell it where they are; in a whole cluster that starts again none does,
+    /// and what is remembered is not thrown away.
+    pub(super) fn poll_doubt(&mut self, out: &mut Effects) {
+        let now_us = self.now.mono_us;
+        let first = now_us + HELLO_PATIENCE_US;
+        let ask_at_us = *self.amnesia.waiting.get_or_insert(first);
+        if self.amnesia.remembering.len() >= self.config.shape.host_quorum() {
+            self.poll_amnesia(out);
+            return;
+        }
+        if ask_at_us > now_us {
+            return;
+        }
+        self.amnesia.waiting = Some(now_us + ASK_US_MAX);
+        let nonce = self.amnesia.nonce;
+        for to in self.config.shape.receivers(self.config.host()) {
+            let message = Arc::new(PeerMessage::FetchReport { nonce });
+            out.push(Effect::Send { to, message });
+        }
     }
 
     /// While the log is that of a host that has not opened it, and cannot by HELLO.
@@ -223,10 +253,14 @@ impl Replica {
             .copied();
         let further = of_siblings.into_iter().max_by_key(|end| end.1);
         let further = further.filter(|end| self.amnesia.accepted.is_none_or(|own| own.1 < end.1));
-        // Who has chosen waits for its siblings, or goes as far as they have.
+        // Who has chosen waits a while for its siblings, or goes as far as they have. A sibling's answer may have been lost here.
         let end = match (held, further, self.amnesia.accepted) {
             (Some(end), ..) => end,
-            (None, None, Some(own)) if offered.contains(&own) => own,
+            (None, None, Some(own))
+                if offered.contains(&own) && self.amnesia.waits_until_us > self.now.mono_us =>
+            {
+                own
+            }
             (None, further, _) => {
                 let newest = *offered.last().expect("one at least");
                 self.next_target(further.unwrap_or(newest))
@@ -239,6 +273,7 @@ impl Replica {
         let is_news = self.tell_learned(nonce, out);
         if is_news || self.amnesia.accepted != Some(end) {
             self.amnesia.accepted = Some(end);
+            self.amnesia.waits_until_us = self.now.mono_us + ASK_US_MAX;
             let (view, slot, history) = end;
             self.promise(
                 Entry::NvAccept {
@@ -313,7 +348,11 @@ impl Replica {
         incarnation: Incarnation,
         nonce: Digest,
     ) {
-        if of == self.config.host() && self.log.forgotten() == Some(nonce) {
+        let is_mine = of == self.config.host() && self.log.is_opening();
+        if is_mine && nonce == self.amnesia.nonce {
+            self.amnesia.remembering.insert(from);
+        }
+        if is_mine && self.log.forgotten() == Some(nonce) {
             let known = self.amnesia.reports.entry(from).or_default();
             *known = incarnation.max(*known);
         }
@@ -373,7 +412,13 @@ impl Replica {
     }
 
     pub(super) fn amnesia_deadline(&self) -> Option<u64> {
-        self.log.forgotten()?;
-        Some(self.amnesia.ask_at_us)
+        if !self.log.is_opening() {
+            return None;
+        }
+        if self.log.forgotten().is_some() {
+            return Some(self.amnesia.ask_at_us);
+        }
+        let ask_at_us = self.amnesia.waiting?;
+        (!self.is_forgetful()).then_some(ask_at_us)
     }
 }

@@ -74,6 +74,14 @@ impl Replica {
         }
     }
 
+    /// What an operator has ordered a twin to say that remembers nothing: the highest claim of its siblings.
+    fn claim_of_siblings(&self) -> Option<HelloState> {
+        let me = self.config.twin();
+        let siblings = self.log.hellos().filter(|(twin, _)| *twin != me);
+        let claims = siblings.map(|(_, hello)| hello);
+        claims.max_by_key(|hello| (hello.last_normal, hello.accepted))
+    }
+
     fn claimed_incarnations(&self) -> Vec<Incarnation> {
         let hosts = self.config.shape.all_hosts();
         let promised = |of: HostId| {
@@ -93,11 +101,14 @@ impl Replica {
 
     /// While the host waits for HELLOs: this twin's own, and again when a sibling has left further.
     pub(super) fn poll_hello(&mut self, out: &mut Effects) {
-        if !self.recovery.remembers() {
-            return;
-        }
         let me = self.config.twin();
-        let mut claim = self.claim();
+        let mut claim = if self.recovery.remembers() {
+            self.claim()
+        } else if let Some(claim) = self.claim_of_siblings() {
+            claim
+        } else {
+            return;
+        };
         let said = self.log.hellos().find(|(twin, _)| *twin == me);
         let said = self
             .recovery
@@ -114,6 +125,7 @@ impl Replica {
             }
             out.post(Entry::Hello { state: claim });
         }
+        self.poll_doubt(out);
     }
 
     /// The host goes on in the new epoch. What a HELLO raised is committed only by what comes now.

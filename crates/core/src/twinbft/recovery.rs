@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use twinbft_types::wire::{CheckpointParts, PeerMessage};
 use twinbft_types::{
-    DecodeError, Digest, Entry, HelloState, Position, Request, RequestRef, Slot, Statement, View,
-    batch_digest, canonical, history,
+    DecodeError, Digest, Entry, Epoch, HelloState, Position, Request, RequestRef, Slot, Statement,
+    View, batch_digest, canonical, history,
 };
 
 use super::Replica;
@@ -43,6 +43,8 @@ pub struct Recovered {
     pub is_new_epoch: bool,
     /// Whether some of them can have been lost (8): with the log lost too, this host has forgotten.
     pub is_unsure: bool,
+    /// Whether an operator has ordered to believe what this host's disks hold (8).
+    pub is_ordered: bool,
     /// Fresh and not to be guessed: this twin's part of its host's nonce, should the host have forgotten.
     pub nonce: Digest,
 }
@@ -63,6 +65,18 @@ pub(super) enum Phase {
     CatchingUp,
 }
 
+/// Promises, the last install, and whether an epoch was joined, before the host forgot.
+type Before = (Vec<Entry>, Option<(View, Slot, Digest)>, bool);
+
+/// What the disk remembered at the start.
+#[derive(Clone, Copy, Debug, Default)]
+enum Memory {
+    #[default]
+    Whole,
+    Unsure,
+    Lost,
+}
+
 /// A slot of the write-ahead log.
 #[derive(Debug)]
 struct KeptSlot {
@@ -80,6 +94,10 @@ pub struct Recovery {
     remembers: bool,
     /// Whether its promises are of an earlier epoch.
     is_new_epoch: bool,
+    /// What the disk remembered.
+    memory: Memory,
+    /// Whether this twin, which remembers nothing, is to say what its siblings say.
+    follows: bool,
     /// The HELLO that was posted last.
     hello: Option<HelloState>,
     /// The last install in the write-ahead log.
@@ -127,6 +145,29 @@ impl Recovery {
         self.remembers && !self.is_new_epoch
     }
 
+    /// What the disk remembers, given whether promises may be missing and whether an operator has ordered to believe it.
+    fn take_memory(&mut self, (is_unsure, is_ordered): &(bool, bool)) {
+        if matches!(self.memory, Memory::Whole) && *is_unsure {
+            self.memory = Memory::Unsure;
+        }
+        self.remembers &= !is_unsure || *is_ordered;
+        self.follows = *is_ordered && !self.remembers;
+    }
+
+    /// What the disk remembered.
+    pub const fn memory(&self) -> &'static str {
+        match self.memory {
+            Memory::Whole => "whole",
+            Memory::Unsure => "unsure",
+            Memory::Lost => "lost",
+        }
+    }
+
+    /// Whether an operator has ordered this twin, which remembers nothing, to say what its siblings say.
+    pub const fn follows(&self) -> bool {
+        self.follows
+    }
+
     /// 8: what was promised is void.
     pub fn forget_promises(&mut self) {
         self.remembers = false;
@@ -170,11 +211,14 @@ impl Recovery {
         })
     }
 
-    fn new(records: Vec<Record>, until: Position) -> Self {
+    fn new(records: Vec<Record>, until: Position, epoch: Epoch) -> Self {
         let mut recovery = Self {
             phase: Phase::Replaying { until },
             ..Self::default()
         };
+        // What was promised before the host forgot, until it has taken part again.
+        let mut before: Option<Before> = None;
+        let mut forgotten_in = None;
         for record in records {
             recovery.known.insert(Digest::of(&canonical(&record)));
             match record {
@@ -196,8 +240,16 @@ impl Recovery {
                     };
                     recovery.slots.insert((slot, own), kept);
                 }
-                Record::Joined { .. } => recovery.remembers = true,
-                Record::Forgotten { .. } => recovery.forget_promises(),
+                Record::Joined { .. } => {
+                    recovery.remembers = true;
+                    before = None;
+                }
+                Record::Forgotten { epoch } => {
+                    let promised = std::mem::take(&mut recovery.promises);
+                    before.get_or_insert((promised, recovery.installed, recovery.remembers));
+                    recovery.forget_promises();
+                    forgotten_in = Some(epoch);
+                }
                 Record::Installed {
                     view,
                     slot,
@@ -205,6 +257,17 @@ impl Recovery {
                 } => recovery.installed = Some((view, slot, history)),
                 Record::Stable { .. } => {}
             }
+        }
+        recovery.memory = if recovery.remembers || before.as_ref().is_some_and(|b| b.2) {
+            Memory::Whole
+        } else {
+            Memory::Lost
+        };
+        // It never took part in that epoch, and this is another: what it remembered before is what it remembers.
+        if let Some(before) = before
+            && forgotten_in != Some(epoch)
+        {
+            (recovery.promises, recovery.installed, recovery.remembers) = before;
         }
         recovery
     }
@@ -278,11 +341,14 @@ impl Replica {
             let (slot, sessions) = (checkpoint.slot, checkpoint.sessions);
             replica.serving.keep(slot, parts, sessions);
         }
-        replica.recovery = Recovery::new(recovered.records, recovered.log_end);
+        let epoch = replica.config.epoch;
+        let recovered_memory = (
+            recovered.is_new_epoch && recovered.is_unsure,
+            recovered.is_ordered,
+        );
+        replica.recovery = Recovery::new(recovered.records, recovered.log_end, epoch);
         replica.recovery.is_new_epoch = recovered.is_new_epoch;
-        if recovered.is_new_epoch && recovered.is_unsure {
-            replica.recovery.remembers = false;
-        }
+        replica.recovery.take_memory(&recovered_memory);
         replica.amnesia = Amnesia::new(recovered.nonce);
         replica.adopt_log();
         replica.recall_questions();
@@ -679,3 +745,7 @@ impl Replica {
         Some(slot)
     }
 }
+
+#[cfg(test)]
+#[path = "recovery_tests.rs"]
+mod tests;

@@ -55,6 +55,8 @@ pub struct Status {
     pub view_changes: u64,
     /// How often its host has come back without its memory (protocol.md 8).
     pub incarnation: Incarnation,
+    /// What the disk remembered at the start, until it is over: `whole`, `unsure` (its last promises may be missing) or `lost`.
+    pub memory: &'static str,
     /// Requests that wait for a slot here.
     pub pending: usize,
     /// How far the fetch of a checkpoint is, while there is one.
@@ -110,6 +112,7 @@ impl Replica {
             diverged: self.divergences.total(),
             view_changes: self.views.changes(),
             incarnation: self.log.incarnation(me.host),
+            memory: self.recovery.memory(),
             pending: self.pool.len(),
             transfer,
             transfers: self.transfer.done(),

@@ -5,6 +5,7 @@
 //! forces them to the disk. Whoever wants to reveal a promise asks [`Storage::revealable`]. A failed write or flush
 //! is never survived: [`Storage`] then gives errors only, and the node stops.
 
+mod boot;
 mod journal;
 mod segment;
 mod standing;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use twinbft_core::Record;
 use twinbft_types::{Digest, Slot};
 
+pub use boot::is_same_boot;
 pub use journal::{Journal, Journaled};
 pub use segment::{ReadError, Segments, TornTail, read_segments, segment_numbers, segment_path};
 use segment::{SEGMENT_HEADER_BYTES, encode_header, encode_record};
@@ -90,6 +92,8 @@ struct Log {
     written: Lsn,
     syncer: Syncer,
     writes: u64,
+    /// A record JOINED that is not written yet: then the mark of this boot follows it.
+    joining: bool,
 }
 
 struct Active {
@@ -187,6 +191,7 @@ impl Storage {
             written: 0,
             syncer: Syncer::start(dir, commit, Box::new(wake))?,
             writes: 0,
+            joining: false,
         };
         let mut storage = Self {
             log: Some(log),
@@ -336,6 +341,7 @@ impl Log {
             self.stable = self.stable.max(*slot);
         }
         self.standing.note(record);
+        self.joining |= matches!(record, Record::Joined { .. });
         let offset = self.active.bytes + self.buffer.len() as u64;
         encode_record(self.active.number, offset, record, &mut self.buffer);
     }
@@ -383,6 +389,15 @@ impl Log {
                 cause,
             })?;
         self.writes += 1;
+        if std::mem::take(&mut self.joining)
+            && let Some(data) = self.dir.parent()
+        {
+            boot::remember_boot(data).map_err(|cause| StorageError::Io {
+                doing: "leaving the mark of this boot in",
+                path: data.to_owned(),
+                cause,
+            })?;
+        }
         self.active.bytes += self.buffer.len() as u64;
         self.buffer.clear();
         if self.buffer.capacity() > BUFFER_KEEP_BYTES {

@@ -35,9 +35,17 @@ pub(crate) struct Standing(BTreeMap<Key, Record>);
 impl Standing {
     /// Takes note of a record.
     pub(crate) fn note(&mut self, record: &Record) {
-        // What came before is void; the stable checkpoint is what it was.
-        if matches!(record, Record::Forgotten { .. }) {
-            self.0.retain(|key, _| *key == Key::Stable);
+        match record {
+            // What came before is void once the epoch is joined; the stable checkpoint is what it was.
+            Record::Forgotten { .. } => self.0.retain(|key, _| *key == Key::Stable),
+            // From here on nothing is void, and a copy of that record must not stand behind what is promised now.
+            Record::Joined { .. } => {
+                self.0.remove(&Key::Forgotten);
+            }
+            Record::Promise(_)
+            | Record::Slot { .. }
+            | Record::Stable { .. }
+            | Record::Installed { .. } => {}
         }
         if let Some(key) = key(record) {
             self.0.insert(key, record.clone());
@@ -114,5 +122,33 @@ pub(crate) fn slot_of(record: &Record) -> Option<Slot> {
         | Record::Forgotten { .. }
         | Record::Installed { .. } => None,
         Record::Promise(entry) => entry.slot(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use twinbft_types::{Epoch, View};
+
+    use super::*;
+
+    #[test]
+    fn what_voids_promises_does_not_stand_behind_later_ones() {
+        let mut standing = Standing::default();
+        let certificates = Vec::new();
+        let leave = |view| {
+            Record::Promise(Entry::Leave {
+                view: View(view),
+                certificates: certificates.clone(),
+            })
+        };
+        let epoch = Epoch(2);
+        standing.note(&leave(1));
+        standing.note(&Record::Forgotten { epoch });
+        standing.note(&leave(2));
+        let records: Vec<_> = standing.records().cloned().collect();
+        assert_eq!(records, [Record::Forgotten { epoch }, leave(2)]);
+        standing.note(&Record::Joined { epoch });
+        let records: Vec<_> = standing.records().cloned().collect();
+        assert_eq!(records, [Record::Joined { epoch }, leave(2)]);
     }
 }

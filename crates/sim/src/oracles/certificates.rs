@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use twinbft_core::Tuning;
-use twinbft_core::hostlog::{Decision, HostLog};
+use twinbft_core::hostlog::{Bounds, Decision, HostLog};
 use twinbft_types::{
     Certificate, Digest, Entry, Epoch, HostId, Incarnation, KeyRing, Position, Shape, Slot,
     Statement, TwinId, View,
@@ -33,6 +33,7 @@ pub struct Observer {
     host: HostId,
     log: HostLog,
     epoch: Epoch,
+    bounds: Bounds,
     decided: BTreeSet<(Incarnation, Statement)>,
     once: BTreeMap<Subject, Digest>,
     decisions: Vec<Decision>,
@@ -45,10 +46,22 @@ impl Observer {
             host,
             log: HostLog::genesis(shape, host, tuning.host_bounds()),
             epoch: Epoch(1),
+            bounds: tuning.host_bounds(),
             decided: BTreeSet::new(),
             once: BTreeMap::new(),
             decisions: Vec::new(),
         }
+    }
+
+    /// The log was lost; a new epoch begins.
+    pub fn begin_epoch(&mut self, epoch: Epoch) {
+        self.log = HostLog::reopened(self.shape, self.host, self.bounds);
+        self.epoch = epoch;
+    }
+
+    /// The host's automaton.
+    pub const fn log(&self) -> &HostLog {
+        &self.log
     }
 
     /// The next entry of the log; `None` for bytes that are none.

@@ -84,7 +84,7 @@ impl Truth {
     }
 }
 
-fn violation(invariant: u8, what: impl Into<String>) -> Violation {
+pub fn violation(invariant: u8, what: impl Into<String>) -> Violation {
     Violation {
         invariant,
         what: what.into(),

@@ -78,6 +78,7 @@ impl Scenario {
             scenario.draw_doubles(&mut rng);
         }
         scenario.keep_disks();
+        scenario.draw_host_losses();
         scenario.avoid_known_gaps();
         scenario
     }

@@ -3,6 +3,7 @@
 
 mod draw;
 mod edit;
+mod loss;
 
 use std::collections::BTreeMap;
 
@@ -171,6 +172,17 @@ pub enum Fault {
         /// What its disk has lost by then.
         loss: Loss,
     },
+    /// A whole host goes down and loses its postbox's log; it does not happen while `f` others are without their memory.
+    HostLoss {
+        /// When.
+        at_us: u64,
+        /// Which.
+        host: u8,
+        /// After how long it is up again.
+        down_us: u64,
+        /// What it has lost by then.
+        what: HostLoss,
+    },
     /// The broker process of this host restarts; the log survives it.
     BrokerRestart {
         /// When.
@@ -187,6 +199,19 @@ pub enum CrashPoint {
     Time(u64),
     /// Right after it has written so many records, before anything that waits for them.
     Record(usize),
+}
+
+/// What a host loses that goes down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostLoss {
+    /// Its postbox's log alone: every promise was on a disk before it was revealed.
+    Log,
+    /// And the last moment of its disks.
+    Moment,
+    /// And the disk of one twin.
+    OneDisk,
+    /// And all its disks.
+    Disks,
 }
 
 /// What a crash costs.

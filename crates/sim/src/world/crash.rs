@@ -5,6 +5,7 @@ use rand::RngExt;
 use twinbft_core::{Checkpoint, Record, Recovered, Replica};
 use twinbft_types::{Digest, Position, ReplicaId};
 
+use super::loss::joined;
 use super::{Happening, World};
 use crate::oracles::Violation;
 use crate::scenario::{CrashPoint, Fault, Loss};
@@ -19,6 +20,8 @@ pub struct Disk {
     /// The last checkpoint of the service that is surely there, and one that may be.
     pub checkpoint: Option<Kept>,
     pub unsure: Option<Kept>,
+    /// Whether something that was revealed may be missing.
+    pub is_unsure: bool,
 }
 
 /// A checkpoint with all that a start from it needs.
@@ -78,13 +81,8 @@ impl World {
         if twin.is_down || !twin.is_correct() {
             return;
         }
-        twin.is_down = true;
-        twin.life += 1;
+        twin.go_down();
         twin.crashes_left = twin.crashes_left.saturating_sub(1);
-        twin.posts.clear();
-        twin.held.clear();
-        twin.timer_us = None;
-        twin.read_at_us = None;
         let disk = &mut twin.disk;
         let unsure = disk.unsure.take();
         match loss {
@@ -108,6 +106,8 @@ impl World {
         let index = self.index(of);
         let log = &self.logs[usize::from(of.host.0)];
         let config = self.core_config(of);
+        let epoch = config.epoch;
+        let seed = self.scenario.seed;
         let twin = &mut self.twins[index];
         let state = log.agreed_state();
         let kept = twin.disk.checkpoint.clone();
@@ -121,14 +121,16 @@ impl World {
         twin.append_number = log.ledger().next_number(of.twin.0);
         twin.service_free_us = self.now_us;
         twin.is_down = false;
+        let joined = joined(&twin.disk.records);
         let recovered = Recovered {
             records: twin.disk.records.clone(),
             checkpoint: kept.map(|k| (k.checkpoint, k.digest)),
             log_state: state.map(|s| (Position(s.position), s.bytes.clone().into())),
             log_end: Position(log.end()),
-            is_new_epoch: false,
-            is_unsure: false,
-            nonce: Digest::ZERO,
+            is_new_epoch: joined.is_some_and(|joined| joined != epoch),
+            is_unsure: twin.disk.is_unsure,
+            is_ordered: false,
+            nonce: Digest::of_canonical(b"sim/once", &(seed, of, twin.life)),
         };
         twin.core = Replica::recover(config, recovered).expect("what was written decodes");
         self.set_timer(index);

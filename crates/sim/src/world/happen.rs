@@ -55,12 +55,25 @@ impl World {
                 self.crash(of, down_us, loss);
                 Ok(())
             }
+            // Its host is down as a whole, or was, and has started it.
+            Happening::Restart { of } if self.is_host_down(of.host) || !self.twin(of).is_down => {
+                Ok(())
+            }
             Happening::Restart { of } => self.restart(of),
             Happening::Flush { of } => self.post_waiting(of),
             Happening::BrokerRestart { host } => {
                 self.logs[usize::from(host.0)].restart_kept();
                 Ok(())
             }
+            Happening::HostLoss {
+                host,
+                down_us,
+                what,
+            } => {
+                self.lose_host(host, down_us, what);
+                Ok(())
+            }
+            Happening::HostReturn { host } => self.return_host(host),
             Happening::ToClient {
                 client,
                 from,
@@ -101,6 +114,8 @@ impl World {
             Happening::Crash { .. }
             | Happening::Restart { .. }
             | Happening::BrokerRestart { .. }
+            | Happening::HostLoss { .. }
+            | Happening::HostReturn { .. }
             | Happening::ToClient { .. }
             | Happening::ClientTimer { .. }
             | Happening::Begin { .. }

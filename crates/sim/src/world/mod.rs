@@ -2,6 +2,7 @@
 
 mod crash;
 mod happen;
+mod loss;
 mod network;
 mod people;
 mod postbox;
@@ -34,7 +35,7 @@ use crate::oracles::{
 };
 use crate::replica::Twin;
 use crate::rogue::Rogue;
-use crate::scenario::{CrashPoint, Fault, Loss, Scenario};
+use crate::scenario::{CrashPoint, Fault, HostLoss, Loss, Scenario};
 use crate::trace::Tracer;
 pub use crash::Disk;
 
@@ -142,6 +143,14 @@ enum Happening {
     BrokerRestart {
         host: HostId,
     },
+    HostLoss {
+        host: HostId,
+        down_us: u64,
+        what: HostLoss,
+    },
+    HostReturn {
+        host: HostId,
+    },
     ToClient {
         client: usize,
         from: ReplicaId,
@@ -178,6 +187,8 @@ pub struct World {
     twins: Vec<Twin>,
     /// By host.
     logs: Vec<MemoryLog<Bytes>>,
+    /// By host: whether it is down.
+    hosts: Vec<loss::Standing>,
     /// By host: the epoch of its log.
     epochs: Vec<Epoch>,
     observers: Vec<Observer>,
@@ -221,6 +232,7 @@ impl World {
         let hosts = || shape.all_hosts();
         let mut world = Self {
             logs: hosts().map(|_| make_log(&scenario)).collect(),
+            hosts: hosts().map(|_| loss::Standing::default()).collect(),
             epochs: hosts().map(|_| Epoch(1)).collect(),
             auditors: hosts()
                 .map(|host| Auditor::genesis(shape, host, scenario.tuning.host_bounds()))
@@ -295,6 +307,22 @@ impl World {
                     down_us,
                     loss,
                 } => self.schedule(at_us, Happening::Crash { of, down_us, loss }),
+                Fault::HostLoss {
+                    at_us,
+                    host,
+                    down_us,
+                    what,
+                } => {
+                    let host = HostId(host);
+                    self.schedule(
+                        at_us,
+                        Happening::HostLoss {
+                            host,
+                            down_us,
+                            what,
+                        },
+                    );
+                }
                 Fault::Crash { .. }
                 | Fault::Cut { .. }
                 | Fault::Burst { .. }
@@ -328,6 +356,7 @@ impl World {
                 violation.what += &self.summary();
                 violation
             })?;
+            self.check_returned()?;
         } else {
             self.report.stalled += 1;
         }
@@ -367,7 +396,7 @@ impl World {
         let live = |host: HostId| {
             let twins = self.twins.iter().filter(|t| t.id.host == host);
             let live = twins.filter(|t| t.is_correct());
-            live.count() >= shape.twin_quorum()
+            live.count() >= shape.twin_quorum() && self.takes_part(host)
         };
         shape.all_hosts().filter(|host| live(*host)).count()
     }
@@ -398,7 +427,7 @@ impl World {
     }
 
     fn is_done(&self) -> bool {
-        self.honest_clients().all(Client::is_done)
+        self.honest_clients().all(Client::is_done) && self.returning().is_none()
     }
 
     fn honest_clients(&self) -> impl Iterator<Item = &Client> {

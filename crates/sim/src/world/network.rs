@@ -66,6 +66,7 @@ impl World {
             | Fault::Slow { .. }
             | Fault::ClockJump { .. }
             | Fault::Crash { .. }
+            | Fault::HostLoss { .. }
             | Fault::BrokerRestart { .. } => false,
         });
         let loss = self.scenario.loss;

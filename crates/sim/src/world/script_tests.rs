@@ -3,13 +3,14 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use twinbft_core::Tuning;
 use twinbft_types::wire::PeerMessage;
-use twinbft_types::{ReplicaId, Shape, Statement};
+use twinbft_types::{HostId, Incarnation, ReplicaId, Shape, Statement, View};
 
-use super::World;
-use crate::scenario::{ClientKind, ClientPlan, Loss, Scenario};
+use super::{Happening, World};
+use crate::scenario::{ClientKind, ClientPlan, HostLoss, Loss, Scenario};
 use crate::trace::Tracer;
 
 type Loses = Box<dyn Fn(u64, ReplicaId, ReplicaId, &PeerMessage) -> bool>;
@@ -255,4 +256,90 @@ fn a_host_that_is_far_behind_catches_up_under_load() {
         assert!(last.bridges > 5 && last.transfers == 0, "{last:?}");
         assert_eq!(last.executed, first.executed);
     }
+}
+
+/// N = 3. h2 leaves view 0, which nobody hears; it loses its memory and comes back into view 0 under another incarnation,
+/// where its acceptances commit slots that h1 never hears of. Then its old VIEW-CHANGE reaches h1, the primary of view 1: with
+/// h1's own it would make up `Q`, and drop those slots (8; Michael et al. 2017).
+fn an_old_view_change_arrives() -> (World, u64) {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    let mut world = world(3, 2, 2000, 1);
+    let kept = Rc::new(RefCell::new(Vec::new()));
+    let keeps = kept.clone();
+    let (deaf_us, cut_us) = (5_000, 1_000_000);
+    world.script.loses = Some(Box::new(move |now_us, from, to, message| {
+        let leaves = match message {
+            PeerMessage::Certificate(c) => matches!(
+                c.signed.statement,
+                Statement::Wish { .. } | Statement::ViewChange { .. }
+            ),
+            _ => false,
+        };
+        if now_us < 800_000 {
+            let of_h2 = leaves && from.host.0 == 2;
+            if of_h2 && to.host.0 == 1 {
+                keeps.borrow_mut().push((from, to, message.clone()));
+            }
+            let suspects = to.host.0 != 0 && keeps_alive(message);
+            return (leaves && to.host.0 != 2)
+                || (suspects && (deaf_us..600_000).contains(&now_us));
+        }
+        // h1 hears nothing of what the two others commit.
+        to.host.0 == 1 && now_us > cut_us && now_us < 2_500_000
+    }));
+    world.go_to(800_000);
+    let log = world.twin(ReplicaId::new(2, 0)).core.host_log();
+    assert_eq!(log.entering(), Some(View(1)), "{}", world.summary());
+    world.lose_host(HostId(2), 10_000, HostLoss::Disks);
+    world.go_to(cut_us);
+    let before = world.twin(ReplicaId::new(1, 0)).core.status().executed.0;
+    let log = world.twin(ReplicaId::new(2, 0)).core.host_log();
+    let standing = (log.live_view(), log.incarnation(HostId(2)));
+    assert_eq!(
+        standing,
+        (Some(View(0)), Incarnation(1)),
+        "{}",
+        world.summary()
+    );
+    world.go_to(1_300_000);
+    let after = world.twin(ReplicaId::new(2, 0)).core.status().executed.0;
+    assert!(after > before, "{}", world.summary());
+    let held = kept.borrow();
+    assert!(!held.is_empty());
+    for (from, to, message) in held.iter() {
+        let message = Arc::new(message.clone());
+        let (from, to) = (*from, *to);
+        world.schedule(300_000, Happening::Peer { to, from, message });
+    }
+    drop(held);
+    (world, after)
+}
+
+#[test]
+fn a_view_change_of_an_earlier_incarnation_is_worth_nothing() {
+    let (mut world, _) = an_old_view_change_arrives();
+    world.go_to(2_400_000);
+    let log = world.twin(ReplicaId::new(1, 0)).core.host_log();
+    assert!(log.new_view().is_none(), "{}", world.summary());
+    world.go_to(8_000_000);
+    assert!(world.is_done(), "{}", world.summary());
+}
+
+#[cfg(feature = "mutants")]
+#[test]
+fn without_incarnations_an_acknowledged_write_is_dropped() {
+    use twinbft_core::mutants::{Rule, take_out};
+    take_out(Some(Rule::Incarnations));
+    let (mut world, committed) = an_old_view_change_arrives();
+    let run = std::panic::AssertUnwindSafe(|| {
+        world.go_to(1_700_000);
+        let log = world.twin(ReplicaId::new(1, 0)).core.host_log();
+        let begun = log.installed_log().expect("the old one was taken for good");
+        assert!(begun.slot.0 >= committed, "an acknowledged write is gone");
+    });
+    let outcome = std::panic::catch_unwind(run);
+    take_out(None);
+    assert!(outcome.is_err(), "nobody noticed");
 }
