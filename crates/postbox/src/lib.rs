@@ -6,8 +6,8 @@
 //! [`vchan`], [`frame`]), the twin's ends ([`Reader`], [`Appender`]) and the transports.
 //!
 //! It never interprets an entry or a STATE, never keeps a secret, and is no network protocol. It is
-//! the only crate of the workspace with `unsafe` code, all of it in `raw` and
-//! `transport::local::fds`.
+//! the only crate of the workspace with `unsafe` code, all of it in `raw`,
+//! `transport::local::fds` and `transport::xen::ioctl`.
 
 pub mod appender;
 pub mod frame;

@@ -1,5 +1,6 @@
 //! Raw shared memory behind a safe face. The only module of the workspace that touches memory which
-//! another process can write, besides the descriptor hand-over in `transport::local::fds`.
+//! another process can write. (The other two with `unsafe` in them, `transport::local::fds` and
+//! `transport::xen::ioctl`, take descriptors over and call the kernel.)
 //!
 //! It never gives out a slice or a plain reference into such memory: everything is an atomic access
 //! or a word-wise atomic copy, so that a racing writer can give us wrong bytes but never undefined
@@ -48,7 +49,15 @@ impl ReadMemory {
     /// What mmap(2) answers. The caller has checked that the file is at least that long and that it
     /// is sealed against shrinking; otherwise an access could raise SIGBUS.
     pub fn map(fd: impl AsFd, bytes: usize) -> nix::Result<Self> {
-        map_shared(fd, bytes, ProtFlags::PROT_READ)
+        Self::map_at(fd, 0, bytes)
+    }
+
+    /// The same from `offset` on, which is how Xen's grant devices number what they have given out.
+    ///
+    /// # Errors
+    /// What mmap(2) answers.
+    pub fn map_at(fd: impl AsFd, offset: u64, bytes: usize) -> nix::Result<Self> {
+        map_shared(fd, offset, bytes, ProtFlags::PROT_READ)
     }
 
     /// Length in bytes.
@@ -181,7 +190,21 @@ impl WriteMemory {
     /// # Errors
     /// What mmap(2) answers; EPERM when the file is sealed against future writes.
     pub fn map(fd: impl AsFd, bytes: usize) -> nix::Result<Self> {
-        map_shared(fd, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).map(Self)
+        Self::map_at(fd, 0, bytes)
+    }
+
+    /// The same from `offset` on, which is how Xen's grant devices number what they have given out.
+    ///
+    /// # Errors
+    /// What mmap(2) answers; EINVAL from gntdev when the grant is read-only.
+    pub fn map_at(fd: impl AsFd, offset: u64, bytes: usize) -> nix::Result<Self> {
+        map_shared(
+            fd,
+            offset,
+            bytes,
+            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+        )
+        .map(Self)
     }
 
     /// Zeroed plain memory, for tests of the algorithms without a kernel.
@@ -262,11 +285,17 @@ impl WriteMemory {
     }
 }
 
-fn map_shared(fd: impl AsFd, bytes: usize, protection: ProtFlags) -> nix::Result<ReadMemory> {
+fn map_shared(
+    fd: impl AsFd,
+    offset: u64,
+    bytes: usize,
+    protection: ProtFlags,
+) -> nix::Result<ReadMemory> {
     let length = NonZeroUsize::new(bytes).ok_or(nix::errno::Errno::EINVAL)?;
+    let offset = i64::try_from(offset).map_err(|_| nix::errno::Errno::EINVAL)?;
     // SAFETY: a fresh shared mapping at an address of the kernel's choice overlaps nothing, and
     // `ReadMemory` unmaps it once. Unsafe is needed because mmap is a raw system call.
-    let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, fd, 0)? };
+    let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, fd, offset)? };
     Ok(ReadMemory {
         base: base.cast(),
         bytes,

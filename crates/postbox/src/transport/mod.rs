@@ -2,3 +2,4 @@
 //! above them is the same code.
 
 pub mod local;
+pub mod xen;
