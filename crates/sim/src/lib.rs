@@ -19,7 +19,8 @@ mod shrink;
 mod trace;
 mod world;
 
-pub use oracles::Violation;
+pub use cast::{CLIENTS_MAX, Cast};
+pub use oracles::{Observer, Truth, Violation, check_event};
 pub use scenario::{Edit, Scenario};
 pub use shrink::{Smallest, run_caught, shrink};
 pub use trace::Tracer;

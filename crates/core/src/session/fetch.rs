@@ -21,7 +21,7 @@ fn sessions_from(key: u32, place: usize) -> u64 {
 }
 
 /// An image that is given away in chunks.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SessionChunks {
     image: SessionImage,
     /// Made when somebody asks for the first time.
@@ -79,7 +79,7 @@ fn lists(image: &SessionImage) -> BTreeMap<u32, KeyList> {
 }
 
 /// A table that is fetched.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SessionFetch {
     digest: Digest,
     keys: Option<BTreeMap<u32, Digest>>,

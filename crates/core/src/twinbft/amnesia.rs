@@ -29,7 +29,7 @@ const HOLD_PATIENCE_US: u64 = 2_000_000;
 type End = (View, Slot, Digest);
 
 /// What a twin of a host that has forgotten has posted and heard.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Amnesia {
     /// This twin's part of the nonce.
     nonce: Digest,

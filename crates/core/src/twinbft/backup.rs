@@ -22,7 +22,7 @@ const WAITING_BYTES_MAX: usize = 32 << 20;
 
 /// Orders with valid certificates beyond the next slot. Whether a batch belongs to its certificate shows when its turn
 /// comes, so one of each sender waits.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Waiting {
     /// Invariant: slots lie between the marks.
     orders: BTreeMap<(Slot, ReplicaId), OrderMessage>,
@@ -81,7 +81,7 @@ fn operation_bytes(order: &OrderMessage) -> usize {
 }
 
 /// What only a backup keeps.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Backup {
     /// The last slot of this twin's own chain.
     tip: Slot,

@@ -10,7 +10,7 @@ const STATEMENTS_MAX: usize = 2048;
 /// Statements about views that are kept besides: a WISH, a VIEW-CHANGE and a NEW-VIEW of each of the last views.
 const PINNED_MAX: usize = 32;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Page {
     authenticators: Vec<Authenticator>,
     /// How many signatures the certificate had when it was last handed out.
@@ -18,7 +18,7 @@ struct Page {
 }
 
 /// Collects signatures on decided statements until there are `q`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SignatureBook {
     host: HostId,
     incarnation: Incarnation,

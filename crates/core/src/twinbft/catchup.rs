@@ -8,7 +8,7 @@ use super::slots::SlotData;
 use crate::io::Effects;
 
 /// A gap that is being filled.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct CatchUp {
     /// The end of the chain that is fetched for it.
     target: Option<(Slot, Digest)>,

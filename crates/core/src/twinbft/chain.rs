@@ -23,7 +23,7 @@ const CHAIN_BYTES_MAX: usize = 1024 * 1024;
 const FETCHES_MAX: usize = 4;
 
 /// A log's end that this twin wants to hold, and what it has of it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Fetch {
     target: (Slot, Digest),
     /// Verified slots with their histories. Invariant: without gaps from the target down to `missing`.
@@ -50,7 +50,7 @@ impl Fetch {
 
 /// The logs that this twin wants to hold. Each stays until the view is left or entered, so that what it has voted for
 /// cannot get lost.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Chain {
     fetches: Vec<Fetch>,
 }

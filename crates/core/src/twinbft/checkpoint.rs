@@ -16,7 +16,7 @@ use crate::session::SessionImage;
 const OF_A_HOST_MAX: usize = 4;
 
 /// What the hosts say about the state at checkpoints.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Checkpoints {
     /// Checkpoints that the service is making. Invariant: at most two, because it makes one after the other.
     begun: BTreeMap<Slot, Begun>,

@@ -27,7 +27,7 @@ const PUT_OFF_MAX: usize = 64;
 const PAUSE_MAX_US: u64 = 1_000_000;
 
 /// What this twin knows of the other hosts' acceptance.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Commit {
     /// The last committed slot.
     committed: Slot,
@@ -46,7 +46,7 @@ pub struct Commit {
 }
 
 /// ACKs that this twin has put off (docs/adr/0009-lazy-acks.md).
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Acking {
     /// The last slot that this twin signed an ACK for.
     signed: (View, Slot),

@@ -16,7 +16,7 @@ use super::Replica;
 use crate::io::Effects;
 
 /// A log of the view that is being entered.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Contained {
     log: Option<(View, Slot, Digest)>,
     /// When to ask for one again.

@@ -17,14 +17,14 @@ const OPEN_MAX: usize = 64;
 const ASKED_MAX: usize = 256;
 
 /// Divergences seen here, and questions of others about theirs.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Divergences {
     open: BTreeMap<Slot, Open>,
     asked: BTreeMap<Slot, BTreeSet<HostId>>,
     count: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Open {
     history: Digest,
     said: Vec<(TwinId, Digest)>,

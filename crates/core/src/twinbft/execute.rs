@@ -17,7 +17,7 @@ use crate::session::Kept;
 const OUTSTANDING_MAX: usize = 16;
 
 /// Where execution stands.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Execution {
     /// The last slot that was handed to the service.
     begun: Slot,
@@ -28,7 +28,7 @@ pub struct Execution {
     checkpoint: Option<Slot>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Outstanding {
     slot: Slot,
     /// For each request of the batch, whether it is executed or a no-op.

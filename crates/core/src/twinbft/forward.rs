@@ -22,7 +22,7 @@ const REPEAT_US: u64 = 100_000;
 const REPEAT_US_MAX: u64 = 1_000_000;
 
 /// Requests that `q` twins of this host wait for.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Forwards {
     /// Each with its digest and since when its timer runs.
     waiting: BTreeMap<(ClientId, Seq), (RequestRef, u64)>,

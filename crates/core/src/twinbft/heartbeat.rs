@@ -11,7 +11,7 @@ use crate::io::Effects;
 const BEATS_PER_SUSPICION: u64 = 4;
 
 /// Heartbeats sent and received.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Heartbeats {
     /// The leader: when it last ordered something or posted a BEAT.
     busy_us: u64,

@@ -26,7 +26,7 @@ const VOID_PAUSE_US: u64 = 1_000;
 const CAUTION_US: u64 = 1_000_000;
 
 /// What only the leader keeps.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Leader {
     queue: VecDeque<(ClientId, Seq)>,
     queued: BTreeSet<(ClientId, Seq)>,

@@ -26,6 +26,7 @@ mod own;
 mod past;
 mod peers;
 mod pool;
+mod print;
 mod reads;
 mod recovery;
 mod reply;
@@ -85,7 +86,9 @@ use voting::Voting;
 const FIRST_EPOCH: Epoch = Epoch(1);
 
 /// One twin of one host, without IO: see [`crate::io`] for its doors.
-#[derive(Debug)]
+///
+/// A copy goes its own way from there on: a model checker tries all that could come next.
+#[derive(Clone, Debug)]
 pub struct Replica {
     config: CoreConfig,
     now: Tick,

@@ -14,7 +14,7 @@ use crate::io::Effect;
 const POSTS_MAX: usize = 1024;
 
 /// What a post waits for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Waits {
     /// Votes of siblings on the same slot.
     Accept(Slot),
@@ -27,7 +27,7 @@ enum Waits {
 }
 
 /// This twin's posts that it has not read back yet, oldest first.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Own {
     waits: VecDeque<Waits>,
     /// Older ones that are not remembered: they are read back first.

@@ -17,7 +17,7 @@ use crate::record::Record;
 const EVERY_US: u64 = 10_000;
 
 /// A RECOVERY that was asked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Question {
     incarnation: Incarnation,
     nonce: Digest,
@@ -32,7 +32,7 @@ struct Question {
 }
 
 /// Questions of hosts that have forgotten. Invariant: one for each host of the cluster.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Peers {
     questions: BTreeMap<HostId, Question>,
     /// When this twin may sign the next REPORT about a host.

@@ -24,7 +24,7 @@ pub enum Inserted {
     Full,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Pooled {
     digest: Digest,
     request: SignedRequest,
@@ -40,7 +40,7 @@ struct Share {
 }
 
 /// The requests that wait, one for each number of each session.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pool {
     requests: BTreeMap<(ClientId, Seq), Pooled>,
     /// Invariant: sums over `requests`; no key without any.

@@ -14,7 +14,7 @@ use crate::mutants::{Rule, out as is_out};
 const READS_MAX: usize = 8192;
 
 /// Fast reads under way.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Reads {
     pending: BTreeMap<u64, Pending>,
     next_token: u64,
@@ -22,7 +22,7 @@ pub struct Reads {
     first_waiting: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Pending {
     query: Query,
     /// The true end of the log when the query came.

@@ -29,7 +29,7 @@ const HELD_MAX: usize = 4096;
 const RESULTS_AGAIN: u64 = 16;
 
 /// What a replica finds when it starts again.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Recovered {
     /// The records of its write-ahead log, oldest first; none when its disk is gone.
     pub records: Vec<Record>,
@@ -78,7 +78,7 @@ enum Memory {
 }
 
 /// A slot of the write-ahead log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct KeptSlot {
     previous: Digest,
     timestamp_us: u64,
@@ -87,7 +87,7 @@ struct KeptSlot {
 }
 
 /// What only a start needs.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Recovery {
     phase: Phase,
     /// Whether the write-ahead log is whole: this twin has taken part with it before.

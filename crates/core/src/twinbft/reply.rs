@@ -23,7 +23,7 @@ const AGAIN_EVERY_US: u64 = 50_000;
 type Said = Vec<(TwinId, Digest, Vec<ResultMac>)>;
 
 /// Replies under way.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Replies {
     slots: BTreeMap<Slot, Said>,
     /// Certified requests of slots that this twin has not executed yet itself.
@@ -36,7 +36,7 @@ pub struct Replies {
     cross_checked: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Again {
     posted_us: Option<u64>,
     said: Vec<(TwinId, Slot, Digest, ResultMac)>,

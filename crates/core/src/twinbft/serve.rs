@@ -26,7 +26,7 @@ const QUEUE_MAX: usize = 64;
 const READING_MAX: usize = 4;
 
 /// A checkpoint whose state others may fetch.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Kept {
     parts: CheckpointParts,
     sessions: SessionChunks,
@@ -34,7 +34,7 @@ struct Kept {
 }
 
 /// What is given away.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Serving {
     /// Invariant: at most [`LATE_MAX`] and [`LEASES_MAX`] together.
     kept: BTreeMap<Slot, Kept>,

@@ -12,7 +12,7 @@ use twinbft_types::{
 use crate::record::Record;
 
 /// One slot that this twin's host has decided, or for which this twin holds a valid ORDER certificate.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SlotData {
     pub view: View,
     pub history: Digest,
@@ -166,7 +166,7 @@ impl SlotData {
 }
 
 /// Slots above the last one dropped.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct SlotLog {
     slots: BTreeMap<Slot, SlotData>,
 }

@@ -9,7 +9,7 @@ use crate::io::Effects;
 const DOUBLINGS_MAX: u32 = 6;
 
 /// What a twin's suspicion rests on.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Suspicion {
     /// The last sign of life of the current view: an ORDER, a HEARTBEAT, its fence or its install.
     sign_us: u64,

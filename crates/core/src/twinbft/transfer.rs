@@ -29,7 +29,7 @@ const OF_A_SERVER_MAX: usize = 4;
 const UNDER_WAY_MAX: usize = 24;
 
 /// How a fetch goes.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Transfer {
     /// Where execution stands still, and since when.
     stuck: Option<(Slot, u64)>,
@@ -47,7 +47,7 @@ pub struct Transfer {
 }
 
 /// A checkpoint that is fetched.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Fetching {
     slot: Slot,
     parts: CheckpointParts,

@@ -36,7 +36,7 @@ const WISH_EVERY_US: u64 = 20_000;
 type WishOrder = (Incarnation, Epoch, Position);
 
 /// What another host has said about views.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Remote {
     /// Its newest WISH.
     wish: Option<(WishOrder, View, Certificate)>,
@@ -61,7 +61,7 @@ impl Remote {
 }
 
 /// What a twin knows of views besides its host's log.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Views {
     /// The highest LEAVE that this twin has posted, read back or not.
     left: View,

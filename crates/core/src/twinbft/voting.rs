@@ -16,7 +16,7 @@ use crate::record::Record;
 use crate::session::Standing;
 
 /// This twin's side of the live candidates.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Voting {
     candidates: BTreeMap<Slot, Private>,
     /// Requests of candidates and of decided slots whose execution has not begun.
@@ -30,7 +30,7 @@ pub struct Voting {
 }
 
 /// A decided slot of which this twin lacks bodies.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Incomplete {
     since_us: u64,
     /// Bodies for which NEED was posted.
@@ -38,7 +38,7 @@ struct Incomplete {
 }
 
 /// What a twin knows of a candidate besides the log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Private {
     attempt: Attempt,
     pub requests: Vec<RequestRef>,

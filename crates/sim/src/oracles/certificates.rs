@@ -27,7 +27,7 @@ enum Subject {
 }
 
 /// What one host has decided so far.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Observer {
     shape: Shape,
     host: HostId,
@@ -40,6 +40,8 @@ pub struct Observer {
 }
 
 impl Observer {
+    /// Of a host's log, from its beginning.
+    #[must_use]
     pub fn new(shape: Shape, host: HostId, tuning: &Tuning) -> Self {
         Self {
             shape,
@@ -97,6 +99,14 @@ impl Observer {
         }
         self.decided.insert((incarnation, statement));
         Ok(())
+    }
+
+    /// Whether this host has decided, as primary of some view, that this is the slot's history (4.4).
+    #[must_use]
+    pub fn has_ordered(&self, slot: Slot, history: Digest) -> bool {
+        self.decided.iter().any(|(_, statement)| {
+            matches!(*statement, Statement::Order { slot: s, history: h, .. } if (s, h) == (slot, history))
+        })
     }
 
     fn is_decided(&self, incarnation: Incarnation, statement: &Statement) -> bool {

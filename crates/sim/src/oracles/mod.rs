@@ -42,7 +42,7 @@ impl fmt::Display for Violation {
 type Executed = (Digest, Vec<(ClientId, Seq, bytes::Bytes)>);
 
 /// What all correct twins together have executed.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Truth {
     /// Each slot's history and what it executed, as the first twin did.
     slots: BTreeMap<Slot, Executed>,
@@ -76,6 +76,13 @@ impl Truth {
             self.slots.insert(slot, (history, what));
         }
         Ok(())
+    }
+
+    /// Whether this slot executed this request.
+    #[must_use]
+    pub fn holds(&self, slot: Slot, client: ClientId, seq: Seq) -> bool {
+        let executed = self.slots.get(&slot);
+        executed.is_some_and(|(_, what)| what.iter().any(|(c, s, _)| (*c, *s) == (client, seq)))
     }
 
     /// The last executed slot.

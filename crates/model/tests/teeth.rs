@@ -1,0 +1,38 @@
+//! A rule that is taken out of the core is missed by the checker.
+#![cfg(feature = "mutants")]
+
+use twinbft_core::mutants::Rule;
+use twinbft_model::{CASES, check};
+
+/// The first broken invariant of a case without a rule.
+fn broken(case: &str, rule: Rule) -> String {
+    let case = CASES.iter().find(|c| c.name == case).expect("a case");
+    let outcome = check(*case, Some(rule), None);
+    let (what, way) = outcome.violation.expect("the checker misses the rule");
+    assert!(!way.is_empty());
+    what
+}
+
+#[test]
+fn a_proposal_that_extends_nothing_is_executed_without_the_candidate_rule() {
+    let what = broken("smit-leader", Rule::Candidate);
+    assert!(what.contains("which no host has ordered"), "{what}");
+}
+
+#[test]
+fn a_vote_about_something_else_counts_without_its_subject() {
+    let what = broken("smit-follower", Rule::VoteSubject);
+    assert!(what.contains("which no host has ordered"), "{what}");
+}
+
+#[test]
+fn one_vote_decides_without_the_quorum() {
+    let what = broken("smit-order", Rule::VoteQuorum);
+    assert!(what.contains("which no host has ordered"), "{what}");
+}
+
+#[test]
+fn one_accept_is_certified_without_the_quorum() {
+    let what = broken("three-order", Rule::AcceptQuorum);
+    assert!(what.contains("never decided Ack"), "{what}");
+}
