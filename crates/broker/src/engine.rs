@@ -270,8 +270,14 @@ impl Broker {
 
     fn close(&mut self, index: usize, reason: CloseReason) {
         if self.twins[index].close(reason, &self.epoll) {
+            // 9: `twinbft evidence` lists those that no correct twin causes.
+            let kind = if reason.is_fault() {
+                "twin-fault"
+            } else {
+                "channel"
+            };
             self.journal.event(
-                "channel",
+                kind,
                 format!("twin {index}: channel closed: {}", reason.text()),
             );
             self.notify_status();

@@ -44,6 +44,14 @@ impl CloseReason {
         }
     }
 
+    /// Whether the twin did what no correct twin does.
+    pub const fn is_fault(self) -> bool {
+        match self {
+            Self::Fault(_) | Self::UnexpectedBytes => true,
+            Self::HungUp | Self::Replaced | Self::Stopping => false,
+        }
+    }
+
     /// For people.
     pub fn text(self) -> String {
         match self {

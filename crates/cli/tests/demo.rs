@@ -180,9 +180,9 @@ fn the_prompt_obeys_a_pipe_and_keeps_to_one_faulty_host() {
         "h0/t1 lies, and one faulty host is all",
         "\"nonsense\" is no command",
         "h0/t1 is honest again",
-        "This version cannot bring a killed host back",
+        "h0 is down, until you say heal",
         "down (killed)",
-        "h0 stays down",
+        "h0 is back",
         "h0 is down, and one faulty host is all",
         "All is as it must be.",
     ] {

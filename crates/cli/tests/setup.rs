@@ -358,3 +358,21 @@ fn a_missing_file_is_named_once_with_its_cause_and_a_remedy() {
         "{text}"
     );
 }
+
+#[test]
+fn a_change_that_replicas_would_refuse_is_told_beforehand() {
+    let old = Fresh::new(&[]);
+    let output = run(&["check", old.text(), "--against", old.text()]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let new = Fresh::new(&["--hosts", "2"]);
+    let output = run(&["check", new.text(), "--against", old.text()]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(
+        stderr(&output).contains("replicas refuse this change"),
+        "{}",
+        stderr(&output)
+    );
+    let output = run(&["check", "--json", new.text(), "--against", old.text()]);
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(document["refused"].as_str().is_some(), "{document}");
+}

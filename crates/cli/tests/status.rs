@@ -53,6 +53,13 @@ impl TwinBft for Fake {
             json: self.0.to_owned(),
         }))
     }
+
+    async fn command(
+        &self,
+        _: Request<pb::CommandRequest>,
+    ) -> Result<Response<pb::CommandReply>, Status> {
+        Err(Status::unimplemented("this one only reports"))
+    }
 }
 
 const RUNNING: &str = r#"{"host":0,"twin":0,"state":"running","role":"leader","view":3,"executed":77,"stable":0,

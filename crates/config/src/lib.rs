@@ -12,6 +12,7 @@
 mod agreed;
 mod layout;
 mod members;
+mod membership;
 mod mistake;
 mod model;
 mod numbers;
@@ -29,10 +30,12 @@ mod rules_tests;
 mod tests;
 
 pub use layout::Layout;
+pub use membership::{Membership, MembershipError};
 pub use mistake::{ConfigError, Mistake};
 pub use model::{
-    Admin, Client, Cluster, ClusterConfig, Durability, Execution, Host, KvOptions, NullOptions,
-    Postbox, Protocol, Service, Storage, TRIM_BYTES, TRIM_MULTIPLE, Tls, Twin,
+    Admin, Client, Cluster, ClusterConfig, Durability, Evidence, Execution, Host, KvOptions,
+    NullOptions, OnCulprit, Postbox, Protocol, Service, Storage, TRIM_BYTES, TRIM_MULTIPLE, Tls,
+    Twin,
 };
 pub use parse::{HOSTS_MAX, SERVICES, TWINS_MAX, TWINS_MIN};
 pub use rules::{record_bytes_needed, state_bytes_needed};

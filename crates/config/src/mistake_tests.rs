@@ -132,6 +132,13 @@ fn unknown_keys() {
     );
     one("ca = ", "cax = ", "tls.cax", "unknown", "\"ca\"");
     one(
+        "on_culprit = \"alert\"",
+        "on_culprit = \"alert\"\n§restart_command = \" \"",
+        "evidence.restart_command",
+        "no command",
+        "leave it out",
+    );
+    one(
         "spin_us = 0",
         "spin_us = 0\n§record_dir = \"\"",
         "postbox.record_dir",

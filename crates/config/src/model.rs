@@ -19,6 +19,8 @@ pub struct ClusterConfig {
     pub service: Service,
     /// `[postbox]`.
     pub postbox: Postbox,
+    /// `[evidence]`.
+    pub evidence: Evidence,
     /// `[tls]`.
     pub tls: Tls,
     /// `[[host]]`, by id.
@@ -272,6 +274,40 @@ impl Default for Postbox {
     }
 }
 
+/// What happens to a twin that `Q` hosts show to be wrong (protocol.md 9).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnCulprit {
+    /// It is an event, and no more.
+    #[default]
+    Alert,
+    /// With three twins or more, `q` of its siblings stop listening to it, until operators readmit it.
+    Quarantine,
+    /// Whoever guards the host restarts the guest.
+    Restart,
+}
+
+impl OnCulprit {
+    /// As written in the file.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Alert => "alert",
+            Self::Quarantine => "quarantine",
+            Self::Restart => "restart",
+        }
+    }
+}
+
+/// `[evidence]`: what follows when a twin is caught.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Evidence {
+    /// The policy.
+    pub on_culprit: OnCulprit,
+    /// With "restart": the shell command that restarts a guest; `TWINBFT_HOST` and `TWINBFT_TWIN` are in its environment.
+    /// Absent: `twinbft up` restarts the process.
+    pub restart_command: Option<String>,
+}
+
 /// `[tls]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
@@ -383,6 +419,7 @@ impl ClusterConfig {
             storage: Storage::default(),
             service: Service::default(),
             postbox: Postbox::default(),
+            evidence: Evidence::default(),
             tls: Tls::default(),
             hosts: (0..hosts).map(|id| host(id, &mut public_key)).collect(),
             clients: (0..clients)

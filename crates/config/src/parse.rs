@@ -7,8 +7,8 @@ use toml::de::DeTable;
 use crate::members::{read_hosts, read_people};
 use crate::mistake::{ConfigError, Mistake, closest, line_start, place};
 use crate::model::{
-    Admin, Client, Cluster, ClusterConfig, Durability, Execution, KvOptions, NullOptions, Postbox,
-    Protocol, Service, Storage, Tls,
+    Admin, Client, Cluster, ClusterConfig, Durability, Evidence, Execution, KvOptions, NullOptions,
+    OnCulprit, Postbox, Protocol, Service, Storage, Tls,
 };
 use crate::numbers::{self, Number};
 use crate::reader::{At, Reader, Section};
@@ -116,8 +116,9 @@ fn with_syntax_errors(
 }
 
 fn read_document(reader: &mut Reader<'_>, top: &Section<'_, '_>) -> Option<ClusterConfig> {
-    const SECTIONS: [&str; 9] = [
-        "cluster", "protocol", "storage", "service", "postbox", "tls", "host", "client", "admin",
+    const SECTIONS: [&str; 10] = [
+        "cluster", "protocol", "storage", "service", "postbox", "evidence", "tls", "host",
+        "client", "admin",
     ];
     reader.only(top, &SECTIONS.into_iter());
     let cluster = read_cluster(reader, top);
@@ -125,6 +126,7 @@ fn read_document(reader: &mut Reader<'_>, top: &Section<'_, '_>) -> Option<Clust
     let storage = read_storage(reader, top);
     let service = read_service(reader, top);
     let postbox = read_postbox(reader, top);
+    let evidence = read_evidence(reader, top);
     let tls = read_tls(reader, top);
     let mut unique = Unique::default();
     let hosts = read_hosts(reader, top, &mut unique);
@@ -137,6 +139,7 @@ fn read_document(reader: &mut Reader<'_>, top: &Section<'_, '_>) -> Option<Clust
         storage,
         service,
         postbox,
+        evidence,
         tls,
         hosts,
         clients: clients
@@ -219,6 +222,28 @@ fn read_storage(reader: &mut Reader<'_>, top: &Section<'_, '_>) -> Storage {
         }
     }
     storage
+}
+
+fn read_evidence(reader: &mut Reader<'_>, top: &Section<'_, '_>) -> Evidence {
+    let mut evidence = Evidence::default();
+    if let Some(section) = reader.table(top, "evidence") {
+        reader.only(&section, &["on_culprit", "restart_command"].into_iter());
+        let choices = [OnCulprit::Alert, OnCulprit::Quarantine, OnCulprit::Restart];
+        let choices = choices.map(|choice| (choice.name(), choice));
+        if let Some(choice) = choose(reader, &section, "on_culprit", &choices) {
+            evidence.on_culprit = choice;
+        }
+        if let Some(command) = reader.string(&section, "restart_command") {
+            let is_command = !command.value.trim().is_empty() && !command.value.contains('\0');
+            if is_command {
+                evidence.restart_command = Some(command.value);
+            } else {
+                let remedy = "write a shell command, or leave it out";
+                reader.mistake(&command.span, command.path, "no command", remedy);
+            }
+        }
+    }
+    evidence
 }
 
 fn read_service(reader: &mut Reader<'_>, top: &Section<'_, '_>) -> Service {

@@ -106,6 +106,8 @@ fn order_comments_names_and_places_do_not_change_what_is_agreed() {
     same.storage.durability = Durability::Memory;
     same.postbox.spin_us = 50;
     same.postbox.record_dir = Some("record".into());
+    same.evidence.on_culprit = crate::OnCulprit::Quarantine;
+    same.evidence.restart_command = Some("true".to_owned());
     same.service.kv.cache_bytes *= 2;
     same.clients.clear();
     assert_eq!(same.agreed_bytes(), agreed);
@@ -240,5 +242,17 @@ proptest! {
         let key = lines[at].split(" = ").next().unwrap().to_owned();
         lines[at] = format!("{key} = {value}");
         parses_without_panic(&lines.join("\n"))?;
+    }
+}
+
+#[test]
+fn what_follows_when_a_twin_is_caught_is_written_and_read() {
+    let mut config = ClusterConfig::example(1, 3, 1, 7100);
+    assert_eq!(config.evidence, crate::Evidence::default());
+    for policy in [crate::OnCulprit::Quarantine, crate::OnCulprit::Restart] {
+        config.evidence.on_culprit = policy;
+        config.evidence.restart_command = Some("echo \"$TWINBFT_HOST\"".to_owned());
+        let again = ClusterConfig::parse(&config.to_toml()).expect("it was valid");
+        assert_eq!(again, config);
     }
 }

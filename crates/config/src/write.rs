@@ -57,6 +57,21 @@ impl ClusterConfig {
             ),
         }
 
+        file.section("evidence", "When the hosts agree that a twin is wrong:");
+        file.comment("\"alert\": it is an event, for `twinbft evidence`, and no more.");
+        file.comment("\"quarantine\": its siblings stop listening to it until `twinbft readmit`; with three twins or more.");
+        file.comment("\"restart\": `twinbft up` restarts it, or runs restart_command.");
+        file.value("on_culprit", &quoted(self.evidence.on_culprit.name()));
+        match &self.evidence.restart_command {
+            Some(command) => {
+                file.comment("Run by a shell, with TWINBFT_HOST and TWINBFT_TWIN.");
+                file.value("restart_command", &quoted(command));
+            }
+            None => {
+                file.comment("restart_command = \"xl reboot twin-$TWINBFT_HOST-$TWINBFT_TWIN\"")
+            }
+        }
+
         file.section(
             "tls",
             "Certificates are signed by this authority; the path is relative to this file.",

@@ -26,6 +26,8 @@ pub struct CoreConfig {
     pub epoch: Epoch,
     /// The digest of `cluster.toml`'s agreed part; goes into every checkpoint.
     pub config_digest: Digest,
+    /// Whether this twin votes to ignore a sibling that `Q` hosts show to be wrong (protocol.md 9, policy `quarantine`).
+    pub quarantines: bool,
     /// The tunable numbers.
     pub tuning: Tuning,
 }

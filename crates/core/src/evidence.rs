@@ -41,6 +41,10 @@ pub enum EventKind {
     },
     /// A sibling stopped posting.
     Mute,
+    /// `q` twins have voted to ignore this one.
+    Quarantined,
+    /// `q` twins listen to it again.
+    Readmitted,
     /// An entry that no correct twin would post, whatever it received.
     Invalid {
         /// What is wrong with it.
@@ -71,6 +75,8 @@ impl EventKind {
             Self::Culprit { .. } => "culprit",
             Self::NotDeterministic { .. } => "not-deterministic",
             Self::Mute => "mute",
+            Self::Quarantined => "quarantined",
+            Self::Readmitted => "readmitted",
             Self::Invalid { .. } => "invalid",
             Self::BadClient { .. } => "bad-client",
         }

@@ -113,6 +113,11 @@ pub enum Input {
         /// The slot of the last write to what was read.
         version: u64,
     },
+    /// An operator wants this sibling to be listened to again (protocol.md 9).
+    Readmit {
+        /// The sibling.
+        twin: TwinId,
+    },
     /// Time has passed; see [`crate::Replica::deadline`].
     Timer,
 }

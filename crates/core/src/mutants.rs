@@ -37,11 +37,13 @@ pub enum Rule {
     HoldsChosenLog,
     /// 8: a set of VIEW-CHANGEs in which one member's vector of incarnations outdates another member is invalid.
     Incarnations,
+    /// 9: `q` twins must name a twin before it is ignored.
+    QuarantineQuorum,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Candidate,
         Self::Attempt,
         Self::VoteSubject,
@@ -58,6 +60,7 @@ impl Rule {
         Self::NvWindow,
         Self::HoldsChosenLog,
         Self::Incarnations,
+        Self::QuarantineQuorum,
     ];
 }
 

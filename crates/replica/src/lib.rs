@@ -12,6 +12,7 @@
 pub mod byzantine;
 pub mod driver;
 pub mod genesis;
+pub mod membership;
 pub mod metrics;
 pub mod net;
 pub mod node;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
-use twinbft_config::{ClusterConfig, Layout};
+use twinbft_config::{ClusterConfig, Layout, MembershipError};
 use twinbft_replica::genesis::NeedsRecovery;
 use twinbft_replica::node::{self, NodeOptions};
 use twinbft_types::ReplicaId;
@@ -102,6 +102,8 @@ pub fn main() -> ExitCode {
             }
             if error.is::<NeedsRecovery>() {
                 ExitCode::from(EXIT_NEEDS_RECOVERY)
+            } else if error.is::<MembershipError>() {
+                ExitCode::from(EXIT_CONFIG)
             } else {
                 ExitCode::FAILURE
             }

@@ -84,6 +84,7 @@ kinds! {
     RecoveryAnswer => "recovery_answer",
     Report => "report",
     StatusQuestion => "status_question",
+    Command => "command",
 }
 
 impl Kind {

@@ -21,6 +21,7 @@ use crate::progress::{Progress, State};
 use crate::service::Service;
 use crate::setup;
 use crate::startup::Disk;
+use crate::status::Events;
 use crate::storage::Storage;
 
 /// How long a start waits for the host's broker.
@@ -160,6 +161,7 @@ impl CoreLife {
         let NodeOptions { config, layout, me } = options;
         let data = layout.twin_data(me.host.0, me.twin.0);
         let waking = inbox.clone();
+        crate::membership::check(&data, config)?;
         let (mut storage, found) = Storage::open(
             &data.join("wal"),
             setup::owner(config, *me),
@@ -169,6 +171,7 @@ impl CoreLife {
         if let Some(torn) = &found.torn {
             tracing::warn!(file = %torn.path.display(), offset = torn.offset, "the last write before the stop was cut off; it had not been revealed");
         }
+        let events = Events::open(&data)?;
         let (disk, app, journal) = Disk::open(config, *me, &data, found)?;
         let service =
             Service::start(app, journal, &inbox).context("starting the service's threads")?;
@@ -208,6 +211,7 @@ impl CoreLife {
                 egress,
                 storage,
                 service,
+                events,
                 progress,
                 #[cfg(feature = "byzantine-doubles")]
                 doubles,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use twinbft_app::{KvOptions, NullOptions, ServiceOptions};
-use twinbft_config::{ClusterConfig, Durability, Execution, Layout};
+use twinbft_config::{ClusterConfig, Durability, Execution, Layout, OnCulprit};
 use twinbft_core::{CoreConfig, Tuning};
 use twinbft_types::{
     Digest, Epoch, HostId, KeyContext, KeyRing, ProcessId, PublicKey, ReplicaId, SecretKey, Shape,
@@ -128,6 +128,7 @@ pub fn core_config(config: &ClusterConfig, me: ReplicaId, keys: KeyRing) -> Core
         keys,
         epoch: Epoch(0),
         config_digest: Digest::of(&config.agreed_bytes()),
+        quarantines: config.evidence.on_culprit == OnCulprit::Quarantine,
         tuning: Tuning {
             execution: match protocol.execution {
                 Execution::Committed => twinbft_core::Execution::Committed,

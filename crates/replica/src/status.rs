@@ -1,104 +1,90 @@
 //! The state of a replica as one JSON document (the `Status` call).
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use twinbft_core::{Event, EventKind, PeerFault, Status};
+use twinbft_core::{Event, PeerFault, Status};
+use twinbft_evidence::{Record, Store};
 use twinbft_types::ReplicaId;
 
 use crate::queues::QueueStatus;
 use crate::service::ServiceStatus;
 use crate::storage::StorageStatus;
 
-/// Events that are kept for operators; the oldest give way. All of them are logged.
+/// Events that are kept for operators in memory; the oldest give way. All of them are logged.
 pub const EVENTS_MAX: usize = 1024;
 
-/// The last events, newest last.
-#[derive(Debug, Default)]
+/// What was seen of faults (protocol.md 9): the last events, and the file that outlives this process.
+#[derive(Debug)]
 pub struct Events {
-    ring: VecDeque<Value>,
-    total: BTreeMap<&'static str, u64>,
+    store: Store,
+    ring: VecDeque<Record>,
 }
 
 impl Events {
-    /// Logs an event and keeps it. `wall_us` is microseconds since the Unix epoch.
-    pub fn record(&mut self, me: ReplicaId, event: &Event, wall_us: u64) {
-        let (detail, ours, theirs) = digests(&event.kind);
-        let kind = event.kind.name();
+    /// Opens the file in a replica's data directory; what it remembers is there again.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written. What is damaged in it is logged and passed over.
+    pub fn open(data: &Path) -> anyhow::Result<Self> {
+        let (store, found) = Store::open(data)?;
+        for damage in &found.damage {
+            tracing::warn!("evidence of an earlier run: {damage}");
+        }
+        let skip = found.records.len().saturating_sub(EVENTS_MAX);
+        Ok(Self {
+            store,
+            ring: found.records.into_iter().skip(skip).collect(),
+        })
+    }
+
+    /// Logs an event and keeps it. `wall_us` is microseconds since the Unix epoch. While the postbox's log is read again,
+    /// what an earlier run has seen is not counted twice.
+    ///
+    /// # Errors
+    /// When the disk failed.
+    pub fn record(
+        &mut self,
+        me: ReplicaId,
+        event: &Event,
+        wall_us: u64,
+        is_again: bool,
+    ) -> anyhow::Result<()> {
+        let record = Record::new(me, event, wall_us);
+        if is_again && self.ring.iter().any(|known| known.is_same(&record)) {
+            return Ok(());
+        }
+        let record = self.store.note(record)?;
         tracing::warn!(
             event_host = %event.host,
             event_twin = event.twin.map(tracing::field::display),
-            slot = event.slot.map(|slot| slot.0),
-            kind,
-            detail,
-            ours,
-            theirs,
+            slot = record.slot,
+            kind = record.kind,
+            detail = record.detail,
+            ours = record.ours,
+            theirs = record.theirs,
+            count = record.count,
             "fault observed"
         );
-        *self.total.entry(kind).or_default() += 1;
         if self.ring.len() == EVENTS_MAX {
             self.ring.pop_front();
         }
-        self.ring.push_back(json!({
-            "time_us": wall_us,
-            "seen_by": me.to_string(),
-            "host": event.host.0,
-            "twin": event.twin.map(|twin| twin.0),
-            "slot": event.slot.map(|slot| slot.0),
-            "kind": kind,
-            "detail": detail,
-            "ours": ours,
-            "theirs": theirs,
-        }));
+        self.ring.push_back(record);
+        Ok(())
     }
 
     /// What is kept, oldest first.
     #[must_use]
-    pub fn snapshot(&self) -> Vec<Value> {
+    pub fn snapshot(&self) -> Vec<Record> {
         self.ring.iter().cloned().collect()
     }
 
-    /// How many there were of each kind.
+    /// How many there were of each kind, earlier runs included as far as the file remembers them.
     #[must_use]
-    pub fn totals(&self) -> BTreeMap<&'static str, u64> {
-        self.total.clone()
-    }
-}
-
-/// What an event says besides its place: a detail, this side's digest, the other side's.
-fn digests(kind: &EventKind) -> (Option<String>, Option<String>, Option<String>) {
-    match kind {
-        EventKind::Divergence {
-            output,
-            ours,
-            theirs,
-        } => {
-            let what = match output {
-                twinbft_core::Output::Results => "results",
-                twinbft_core::Output::Checkpoint => "checkpoint",
-            };
-            (
-                Some(what.to_owned()),
-                Some(ours.to_string()),
-                Some(theirs.to_string()),
-            )
-        }
-        EventKind::Culprit { agreed, said } => (
-            Some("the hosts agree on the first digest, the twin said the second".to_owned()),
-            Some(agreed.to_string()),
-            Some(said.to_string()),
-        ),
-        EventKind::NotDeterministic { agreed } => (
-            Some("no twin matches what the hosts agree on: service not deterministic?".to_owned()),
-            Some(agreed.to_string()),
-            None,
-        ),
-        EventKind::Mute => (None, None, None),
-        EventKind::Invalid { problem } => (Some((*problem).to_owned()), None, None),
-        EventKind::BadClient { client_key } => {
-            (Some(format!("client key {client_key}")), None, None)
-        }
+    pub fn totals(&self) -> BTreeMap<String, u64> {
+        self.store.totals()
     }
 }
 
@@ -187,9 +173,9 @@ pub struct CoreReport {
     /// Dropped inputs by reason.
     pub faults: BTreeMap<&'static str, u64>,
     /// The last events.
-    pub events: Vec<Value>,
+    pub events: Vec<Record>,
     /// All events by kind.
-    pub event_totals: BTreeMap<&'static str, u64>,
+    pub event_totals: BTreeMap<String, u64>,
     /// The postbox.
     pub postbox: PostboxReport,
     /// The write-ahead log.
@@ -265,6 +251,7 @@ pub fn core_json(report: &CoreReport) -> Value {
         })),
         "transfers": status.transfers,
         "bridges": status.bridges,
+        "quarantined": status.quarantined.iter().map(|twin| twin.0).collect::<Vec<_>>(),
         "faults": report.faults,
         "events": report.events,
         "event_totals": report.event_totals,
@@ -280,13 +267,15 @@ pub fn core_json(report: &CoreReport) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use twinbft_core::EventKind;
     use twinbft_types::{HostId, Slot, TwinId};
 
     use super::*;
 
     #[test]
-    fn events_are_bounded_and_counted() {
-        let mut events = Events::default();
+    fn events_are_bounded_counted_and_outlive_the_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut events = Events::open(dir.path()).unwrap();
         for n in 0..2000 {
             let event = Event {
                 host: HostId(1),
@@ -297,13 +286,35 @@ mod tests {
                     said: twinbft_types::Digest([2; 32]),
                 },
             };
-            events.record(ReplicaId::new(1, 0), &event, n);
+            events
+                .record(ReplicaId::new(1, 0), &event, n, false)
+                .unwrap();
         }
         let kept = events.snapshot();
         assert_eq!(kept.len(), EVENTS_MAX);
-        assert_eq!(kept[EVENTS_MAX - 1]["slot"], 1999);
-        assert_eq!(kept[0]["kind"], "culprit");
+        assert_eq!(kept[EVENTS_MAX - 1].slot, Some(1999));
+        assert_eq!(kept[0].kind, "culprit");
         assert_eq!(events.totals()["culprit"], 2000);
+        drop(events);
+        // Of a flood the first hundred are written.
+        let mut again = Events::open(dir.path()).unwrap();
+        assert_eq!(again.snapshot().len(), 100);
+        assert_eq!(again.totals()["culprit"], 100);
+        // What the log says again is known.
+        let event = |slot| Event {
+            host: HostId(1),
+            twin: Some(TwinId(1)),
+            slot: Some(Slot(slot)),
+            kind: EventKind::Culprit {
+                agreed: twinbft_types::Digest([1; 32]),
+                said: twinbft_types::Digest([2; 32]),
+            },
+        };
+        for slot in [7, 7777] {
+            let me = ReplicaId::new(1, 0);
+            again.record(me, &event(slot), 9, true).unwrap();
+        }
+        assert_eq!(again.totals()["culprit"], 101);
     }
 
     #[test]

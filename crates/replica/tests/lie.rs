@@ -78,6 +78,14 @@ async fn a_lie_is_withheld_and_its_twin_is_named() {
         seen["cross_checked"].as_u64() > Some(before)
     })
     .await;
+
+    // What was seen outlives the one who saw it.
+    let before = status(&cluster, sibling).await["event_totals"]["culprit"].clone();
+    cluster.kill(sibling);
+    cluster.start_again(sibling);
+    let seen = status(&cluster, sibling).await;
+    assert_eq!(seen["event_totals"]["culprit"], before, "{seen:#}");
+    assert!(named(&seen), "{seen:#}");
 }
 
 /// Asks a replica until its status is as wanted, for as long as anything may take.

@@ -13,7 +13,7 @@ use twinbft_core::hostlog::Bounds;
 use twinbft_recording::{Item, Joins, Recording, SegmentHeader};
 use twinbft_types::{Digest, HostId, Position, Shape, TwinId};
 
-use report::{Report, Wrong};
+pub use report::{Report, Wrong};
 
 /// The record is damaged, as in sysexits.h.
 const EXIT_DAMAGED: u8 = 65;
@@ -64,7 +64,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Follows the record to its end or to its first damage; `None` when there is no segment.
-fn audit(dir: &Path, config: &ClusterConfig) -> anyhow::Result<Option<Report>> {
+///
+/// # Errors
+/// When it cannot be read, or is of another cluster.
+pub fn audit(dir: &Path, config: &ClusterConfig) -> anyhow::Result<Option<Report>> {
     let opened = Recording::open(dir);
     let mut recording = opened.with_context(|| format!("reading {}", dir.display()))?;
     if recording.is_empty() {

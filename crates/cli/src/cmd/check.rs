@@ -5,17 +5,20 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 use twinbft_cli::cluster::config_file;
-use twinbft_config::{ClusterConfig, ConfigError, Mistake};
+use twinbft_config::{ClusterConfig, ConfigError, Membership, MembershipError, Mistake};
 use twinbft_types::Shape;
 
 /// Check a cluster.toml: every mistake with its line, value and remedy
 ///
-/// Exit status 64 when there are mistakes. Without mistakes it says what the cluster tolerates.
+/// Exit status 64 when there are mistakes, or when replicas would refuse the change. Without mistakes it says what the cluster tolerates.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The file, or the directory that cluster.toml is in
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// The cluster.toml that replicas run under, or its directory: says whether they would accept the change
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
     /// One JSON document
     #[arg(long)]
     json: bool,
@@ -36,6 +39,18 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         Err(error) => return Err(error.into()),
     };
+    if let Some(refused) = refused(args, &config)? {
+        if args.json {
+            let refused = refused.to_string();
+            println!(
+                "{:#}",
+                json!({ "file": file, "valid": true, "refused": refused })
+            );
+        } else {
+            eprintln!("{}: replicas refuse this change: {refused}", file.display());
+        }
+        return Ok(ExitCode::from(crate::EXIT_CONFIG));
+    }
     let shape = Shape::new(config.host_count(), config.twin_count())
         .expect("the bounds of the file are those of the protocol");
     if args.json {
@@ -58,6 +73,16 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         print!("{}", summary(&config, shape));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Why replicas that run under the other file would not start under this one.
+fn refused(args: &Args, config: &ClusterConfig) -> anyhow::Result<Option<MembershipError>> {
+    let Some(old) = &args.against else {
+        return Ok(None);
+    };
+    let old = ClusterConfig::load(&config_file(old))?;
+    let changed = Membership::of(config).check_against(&Membership::of(&old));
+    Ok(changed.err())
 }
 
 fn mistake_json(mistake: &Mistake) -> Value {

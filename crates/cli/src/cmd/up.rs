@@ -11,8 +11,12 @@ use anyhow::{Context, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use twinbft_cli::cluster::Cluster;
 use twinbft_cli::supervise::{
-    ProcessState, ProcessStatus, Programs, RunFile, SuperviseError, Supervisor, running,
+    ProcessName, ProcessState, ProcessStatus, Programs, RunFile, SuperviseError, Supervisor,
+    running,
 };
+use twinbft_config::OnCulprit;
+
+use crate::cmd::guard::{Guard, run_command};
 
 /// How long a process may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -182,7 +186,14 @@ fn supervise_until_told(
         &format!("The cluster is ready after {took} ms. Isolation between twins is simulated: they share this \
                   kernel.\nState: twinbft status --config {place}\nStop:  twinbft down {place}"),
     );
-    run_until(&supervisor, &mut run_file, || runtime.block_on(told.wait()));
+    run_until(&supervisor, &mut run_file, || {
+        runtime.block_on(async {
+            tokio::select! {
+                () = told.wait() => {}
+                () = guard(cluster, &supervisor) => {}
+            }
+        });
+    });
     let report = supervisor.stop(STOP_TIMEOUT);
     for name in &report.killed {
         eprintln!(
@@ -191,6 +202,25 @@ fn supervise_until_told(
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Carries the policy `restart` out (protocol.md 9), for ever; with another policy it only waits.
+async fn guard(cluster: &Cluster, supervisor: &Supervisor) {
+    let evidence = &cluster.config.evidence;
+    if evidence.on_culprit == OnCulprit::Restart {
+        match Guard::new(cluster, 0) {
+            Ok(mut guard) => {
+                guard
+                    .watch(async |(host, twin)| match &evidence.restart_command {
+                        Some(command) => run_command(command.clone(), (host, twin)).await,
+                        None => Ok(supervisor.restart(ProcessName::Replica(host, twin))?),
+                    })
+                    .await;
+            }
+            Err(error) => eprintln!("twinbft: nobody is restarted when it lies: {error:#}"),
+        }
+    }
+    std::future::pending().await
 }
 
 /// Writes changes down until `told` returns.

@@ -285,6 +285,13 @@ impl TwinBft for Replica {
     ) -> Result<Response<pb::StatusReply>, Status> {
         Err(Status::unimplemented("a scripted replica has no status"))
     }
+
+    async fn command(
+        &self,
+        _: Request<pb::CommandRequest>,
+    ) -> Result<Response<pb::CommandReply>, Status> {
+        Err(Status::unimplemented("a scripted replica obeys nobody"))
+    }
 }
 
 /// The process whose key the client has.

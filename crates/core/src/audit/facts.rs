@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use twinbft_types::{
-    Attempt, Digest, Entry, Position, Slot, Statement, TwinId, View, results_digest,
+    Attempt, Digest, Entry, Position, Slot, Statement, TwinId, View, batch_digest, history,
+    results_digest,
 };
 
 use super::{Start, What};
@@ -13,6 +14,12 @@ use crate::hostlog::{Decision, HostLog};
 const SLOTS_MAX: usize = 16_384;
 /// HEARTBEATs, VIEW-CHANGEs and NEW-VIEWs that are remembered.
 const STATEMENTS_MAX: usize = 4_096;
+
+/// What `q` twins of a host agree on, one of which is correct, is right.
+pub(super) const OUTVOTED: What = What::Contradiction {
+    problem: "q siblings agree on something else",
+    earlier: None,
+};
 
 /// A PROPOSE that became a candidate.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +55,8 @@ struct OfSlot {
     said: Vec<Said>,
     ordered: Vec<(View, Digest)>,
     checkpoints: Vec<Digest>,
+    /// CHECKPOINTs that were posted.
+    states: Vec<Said>,
     results: Vec<(Digest, Digest)>,
 }
 
@@ -116,8 +125,22 @@ impl Facts {
         log: &HostLog,
     ) -> Option<What> {
         match entry {
-            // Not judged: a leader that starts again may propose anew under the number of a candidate that it had posted
-            // and not read back (the simulator shows it). The automaton ignores the second one.
+            Entry::Propose {
+                view,
+                slot,
+                attempt,
+                previous,
+                timestamp_us,
+                requests,
+            } => {
+                let candidate = self.of(*slot)?.proposed(*view, *attempt)?;
+                let own = history(*previous, *slot, batch_digest(requests), *timestamp_us);
+                // 4.3: an attempt number is above all earlier ones. The automaton ignores the second proposal.
+                (candidate.history != own).then_some(What::Contradiction {
+                    problem: "two different PROPOSEs under one attempt number",
+                    earlier: candidate.position,
+                })
+            }
             Entry::Endorse {
                 view,
                 slot,
@@ -149,13 +172,21 @@ impl Facts {
                 results,
                 view: _,
             } if *slot <= log.accepted().0 => {
-                let whole = whole(results);
-                let said = self.of(*slot)?.said(sender, *history)?;
+                let (whole, of) = (whole(results), self.of(*slot)?);
                 // 4.8: what a slot gives is a function of its history.
-                (said.whole != whole).then_some(What::Contradiction {
-                    problem: "two different RESULTs for one slot under one history",
-                    earlier: Some(said.position),
-                })
+                let said = of.said(sender, *history);
+                if let Some(said) = said {
+                    return (said.whole != whole).then_some(What::Contradiction {
+                        problem: "two different RESULTs for one slot under one history",
+                        earlier: Some(said.position),
+                    });
+                }
+                let agreed = of.results.iter().find(|(h, _)| h == history)?.1;
+                (agreed != whole).then_some(OUTVOTED)
+            }
+            Entry::Checkpoint { slot, digest } => {
+                let agreed = *self.of(*slot)?.checkpoints.first()?;
+                (agreed != *digest).then_some(OUTVOTED)
             }
             _ => None,
         }
@@ -232,6 +263,18 @@ impl Facts {
                 }
                 return;
             }
+            Entry::Checkpoint { slot, digest } => {
+                let states = &mut self.slot(*slot).states;
+                if !states.iter().any(|one| one.twin == sender) {
+                    states.push(Said {
+                        twin: sender,
+                        history: Digest::ZERO,
+                        whole: *digest,
+                        position,
+                    });
+                }
+                return;
+            }
             _ => return,
         };
         if let Some(of) = self.slots.get_mut(&slot)
@@ -248,6 +291,31 @@ impl Facts {
                 position,
             });
         }
+    }
+
+    /// 9: `q` twins agree, one of which is correct, so whoever has said something else before is wrong.
+    pub(super) fn outvoted(&self, decision: &Decision) -> Vec<(Position, TwinId, Slot)> {
+        let (slot, history, agreed) = match decision {
+            Decision::SlotResult {
+                slot,
+                history,
+                results,
+            } => (*slot, Some(*history), *results),
+            Decision::Checkpoint { slot, digest } => (*slot, None, *digest),
+            _ => return Vec::new(),
+        };
+        let Some(of) = self.of(slot) else {
+            return Vec::new();
+        };
+        let said = match history {
+            Some(_) => &of.said,
+            None => &of.states,
+        };
+        let differs = |one: &&Said| history.is_none_or(|h| one.history == h) && one.whole != agreed;
+        let differing = said.iter().filter(differs);
+        differing
+            .map(|one| (one.position, one.twin, slot))
+            .collect()
     }
 
     pub(super) fn note_decision(&mut self, position: Position, decision: &Decision, log: &HostLog) {
@@ -309,6 +377,8 @@ impl Facts {
             | Decision::Retransmitted { .. }
             | Decision::Certified { .. }
             | Decision::ResultsDiverge { .. }
+            | Decision::Quarantined { .. }
+            | Decision::Readmitted { .. }
             | Decision::CheckpointDiverges { .. } => {}
         }
     }

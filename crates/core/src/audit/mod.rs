@@ -153,7 +153,7 @@ impl Auditor {
         &self.decisions
     }
 
-    /// Takes in the entry at [`Self::end`].
+    /// Takes in the entry at [`Self::end`]. What it decides may show that an earlier one was wrong.
     pub fn handle_entry(&mut self, sender: TwinId, bytes: &[u8]) -> Vec<Finding> {
         let entry = from_canonical::<Entry>(bytes).ok();
         self.handle_decoded(sender, entry.as_ref(), bytes.len() as u64)
@@ -173,12 +173,14 @@ impl Auditor {
             Some(_) | None if sender.0 >= self.shape.twins() => {
                 let problem = "the broker stamps only twins of this host";
                 found.push(unreadable(position, sender, problem));
-                self.log.skip();
+                self.log.skip(sender);
             }
+            // 9: nobody listens to it, so that nothing follows from what it says.
+            Some(_) | None if self.log.is_quarantined(sender) => self.log.skip(sender),
             Some(entry) => self.apply(position, sender, entry, &mut found),
             None => {
                 found.push(unreadable(position, sender, "it does not decode"));
-                self.log.skip();
+                self.log.skip(sender);
             }
         }
         if let Some(trimmed) = self.log.note_bytes(bytes) {
@@ -198,6 +200,7 @@ impl Auditor {
         found: &mut Vec<Finding>,
     ) {
         let mut decisions = std::mem::take(&mut self.decisions);
+        let mut outvoted = Vec::new();
         let mut find = |what| {
             found.push(Finding {
                 position,
@@ -234,6 +237,20 @@ impl Auditor {
         }
         for decision in &decisions {
             self.facts.note_decision(position, decision, &self.log);
+            for (position, twin, slot) in self.facts.outvoted(decision) {
+                let entry = if matches!(decision, Decision::Checkpoint { .. }) {
+                    "CHECKPOINT"
+                } else {
+                    "RESULT"
+                };
+                outvoted.push(Finding {
+                    position,
+                    twin,
+                    entry,
+                    slot: Some(slot),
+                    what: facts::OUTVOTED,
+                });
+            }
             match decision {
                 Decision::ResultsDiverge { said, .. } => find(What::Divergence {
                     output: Output::Results,
@@ -246,6 +263,7 @@ impl Auditor {
                 _ => {}
             }
         }
+        found.append(&mut outvoted);
         self.facts.note_log(&self.log);
         self.decisions = decisions;
     }

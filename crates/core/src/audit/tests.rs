@@ -202,14 +202,18 @@ fn entries_that_the_automaton_refuses_are_named() {
     assert_eq!(made.auditor.end(), position.next(), "positions count on");
 }
 
-/// A leader that was killed and starts again may do so: nobody is named.
+/// 4.3: an attempt number is above all earlier ones.
 #[test]
-fn a_second_proposal_under_one_number_names_nobody() {
+fn a_second_proposal_under_one_number_is_named() {
     let (mut made, h1) = decided(3);
     let (two, _) = propose(2, 0, h1, 2);
     let (rival, _) = propose(2, 0, h1, 3);
     made.right(0, &two);
-    made.right(0, &rival);
+    // The same once more is nothing new.
+    made.right(0, &two);
+    made.wrong(0, &rival, "under one attempt number");
+    let (later, _) = propose(2, 1, h1, 3);
+    made.right(0, &later);
 }
 
 #[test]

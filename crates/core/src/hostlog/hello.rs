@@ -31,8 +31,8 @@ impl HostLog {
         opening.flat_map(|opening| opening.hellos.iter().cloned())
     }
 
-    /// 8: claims are compared part by part. The host goes on when the HELLOs of all twins stand and `q` equal the highest
-    /// claim, its log fenced to the highest LEAVE.
+    /// 8: claims are compared part by part. The host goes on when the HELLOs of all twins that are not quarantined
+    /// stand and `q` equal the highest claim, its log fenced to the highest LEAVE.
     pub(super) fn apply_hello(
         &mut self,
         sender: TwinId,
@@ -42,7 +42,6 @@ impl HostLog {
         if state.incarnations.len() != self.incarnations.len() {
             return Err(Invalid("a HELLO for a cluster of another size"));
         }
-        let (all, quorum) = (usize::from(self.shape.twins()), self.shape.twin_quorum());
         let Some(opening) = &mut self.opening else {
             return Ok(());
         };
@@ -53,10 +52,24 @@ impl HostLog {
         let hellos = &mut opening.hellos;
         hellos.retain(|(twin, _)| *twin != sender);
         hellos.push((sender, state.clone()));
+        self.poll_opening(out);
+        Ok(())
+    }
+
+    /// Opens the log when what was said is enough.
+    pub(super) fn poll_opening(&mut self, out: &mut Vec<Decision>) {
+        let (all, quorum) = (self.listened_to().count(), self.shape.twin_quorum());
+        let Some(opening) = &self.opening else {
+            return;
+        };
+        let hellos: Vec<(TwinId, HelloState)> = (opening.hellos.iter())
+            .filter(|(twin, _)| !self.is_quarantined(*twin))
+            .cloned()
+            .collect();
         let claim = |hello: &HelloState| (hello.last_normal, hello.accepted);
         let highest = hellos.iter().max_by_key(|(_, hello)| claim(hello));
         let Some((_, highest)) = highest.cloned() else {
-            return Ok(());
+            return;
         };
         let equal = hellos.iter().filter(|(_, hello)| {
             claim(hello) == claim(&highest) && hello.history == highest.history
@@ -64,7 +77,7 @@ impl HostLog {
         let leave = hellos.iter().map(|(_, hello)| hello.leave).max();
         let leave = leave.unwrap_or_default();
         let left = hellos.iter().filter(|(_, hello)| hello.leave == leave);
-        let incarnations: Vec<Incarnation> = (0..state.incarnations.len())
+        let incarnations: Vec<Incarnation> = (0..self.incarnations.len())
             .filter_map(|host| {
                 hellos
                     .iter()
@@ -79,9 +92,9 @@ impl HostLog {
         };
         let agreed = (0..incarnations.len()).all(|host| know(host) >= quorum);
         if hellos.len() < all || equal.count() < quorum || left.count() < quorum || !agreed {
-            return Ok(());
+            return;
         }
-        for (twin, hello) in hellos.iter() {
+        for (twin, hello) in &hellos {
             self.leaves[usize::from(twin.0)] = hello.leave;
         }
         self.opening = None;
@@ -93,7 +106,6 @@ impl HostLog {
         self.accepted_history = highest.history;
         self.silent_to = Some(leave.max(highest.last_normal));
         out.push(Decision::Opened);
-        Ok(())
     }
 
     /// 8: up to the highest view that any HELLO named, the host decides nothing as its primary: what it had decided there

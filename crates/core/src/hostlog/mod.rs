@@ -11,6 +11,7 @@ mod fence;
 mod hello;
 mod jump;
 mod order;
+mod quarantine;
 mod results;
 mod view;
 mod votes;
@@ -30,6 +31,7 @@ use twinbft_types::{
 
 use amnesia::{Asked, Opening};
 pub use order::Candidate;
+use quarantine::Quarantines;
 use results::ResultTally;
 use view::ViewState;
 pub use view::{Installed, NvProposal, Wish};
@@ -183,6 +185,16 @@ pub enum Decision {
         /// The digest.
         digest: Digest,
     },
+    /// `q` twins have named this one: its entries are ignored from here on (9).
+    Quarantined {
+        /// It.
+        twin: TwinId,
+    },
+    /// `q` twins listen to it again: its entries count from here on (9).
+    Readmitted {
+        /// It.
+        twin: TwinId,
+    },
     /// Twins disagree about a state digest (9).
     CheckpointDiverges {
         /// The slot.
@@ -226,6 +238,9 @@ pub struct HostLog {
     /// Bytes of entries since then.
     bytes_since_trim: u64,
 
+    /// Entries of each twin so far: one that was lapped learns by it which of its own are in.
+    appended: Vec<u64>,
+
     /// The view that was last installed; 0 at genesis.
     installed: View,
     /// All views below this one are fenced.
@@ -261,6 +276,9 @@ pub struct HostLog {
     asked: BTreeMap<HostId, Asked>,
     /// Up to this view the host decides nothing as a primary, because a HELLO named it.
     silent_to: Option<View>,
+
+    /// Who is ignored, and who is accused.
+    quarantines: Quarantines,
 
     /// Each twin's latest JUMP.
     jumps: Vec<(TwinId, Slot, Digest)>,
@@ -299,6 +317,7 @@ impl HostLog {
             bytes_since_trim: 0,
             installed: View(0),
             fenced_to: View(0),
+            appended: vec![0; twins],
             leaves: vec![View(0); twins],
             suspects: vec![View(0); twins],
             accepted: Slot(0),
@@ -312,6 +331,7 @@ impl HostLog {
             opening: None,
             asked: BTreeMap::new(),
             silent_to: None,
+            quarantines: Quarantines::default(),
             jumps: Vec::new(),
             nacked: NackedKeys::default(),
             haves: BoundedVotes::default(),
@@ -365,6 +385,11 @@ impl HostLog {
             "the broker stamps twins of this host only"
         );
         self.end = self.end.next();
+        self.appended[usize::from(sender.0)] += 1;
+        // 9: entries after the q-th QUARANTINE are ignored.
+        if self.is_quarantined(sender) {
+            return Ok(());
+        }
         if self.is_opening() {
             return self.apply_opening(sender, entry, out);
         }
@@ -469,11 +494,10 @@ impl HostLog {
                 incarnation,
                 nonce,
             } => self.apply_peer(sender, (*host, *incarnation, *nonce), out),
-            // Quarantine (9): its rules come with that part. The others are too late.
-            Entry::Hello { .. }
-            | Entry::Amnesia { .. }
-            | Entry::Quarantine { .. }
-            | Entry::Readmit { .. } => Ok(()),
+            Entry::Quarantine { twin } => self.apply_quarantine(sender, *twin, out),
+            Entry::Readmit { twin } => self.apply_readmit(sender, *twin, out),
+            // They are too late.
+            Entry::Hello { .. } | Entry::Amnesia { .. } => Ok(()),
         }
     }
 
@@ -497,6 +521,11 @@ impl HostLog {
                 slot,
                 history,
             } => self.apply_recovery_accept(sender, (*view, *slot, *history), out),
+            // 9: a quarantine outlives the epoch in the memory of those who voted for it.
+            Entry::Quarantine { twin } => {
+                self.apply_quarantine(sender, *twin, out)?;
+                self.poll_opening(out);
+            }
             _ => {}
         }
         Ok(())
@@ -584,8 +613,17 @@ impl HostLog {
     }
 
     /// Passes over an entry that does not decode: its position counts all the same.
-    pub fn skip(&mut self) {
+    pub fn skip(&mut self, sender: TwinId) {
         self.end = self.end.next();
+        if let Some(appended) = self.appended.get_mut(usize::from(sender.0)) {
+            *appended += 1;
+        }
+    }
+
+    /// How many entries this twin has appended in this epoch.
+    #[must_use]
+    pub fn entries_of(&self, twin: TwinId) -> u64 {
+        self.appended[usize::from(twin.0)]
     }
 
     /// The lowest attempt number that a new PROPOSE for this slot may carry.

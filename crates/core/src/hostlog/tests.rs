@@ -261,7 +261,7 @@ fn trims_are_due_by_entries_or_bytes_at_multiples_of_k() {
     let mut log = backup(2);
     let mut due = Vec::new();
     for number in 0..24 {
-        log.skip();
+        log.skip(TwinId(0));
         let bytes = if number < 16 { 10 } else { 900 };
         due.extend(log.note_bytes(bytes));
     }

@@ -7,7 +7,7 @@ use twinbft_types::wire::{CheckpointParts, PeerMessage};
 use twinbft_types::{Certificate, Digest, Entry, HostId, ReplicaId, Slot, Statement, TwinId};
 
 use super::Replica;
-use crate::evidence::{Event, EventKind, Output};
+use crate::evidence::{Event, EventKind};
 use crate::io::{Checkpoint, Effect, Effects};
 use crate::record::Record;
 use crate::session::SessionImage;
@@ -244,6 +244,7 @@ impl Replica {
         }
         self.keep_past_checkpoint();
         self.stable = slot;
+        self.judge_checkpoint(slot, digest, out);
         self.checkpoints.repeats = 0;
         self.checkpoints.stable = own;
         self.checkpoints.trim(slot);
@@ -326,28 +327,6 @@ impl Replica {
         let below = Slot(slot.0.saturating_sub(1));
         let mut agreed = self.checkpoints.agreed(below, quorum);
         agreed.any(|found| found == (slot, digest))
-    }
-
-    pub(super) fn handle_checkpoint_divergence(
-        &mut self,
-        slot: Slot,
-        said: &[(TwinId, Digest)],
-        out: &mut Effects,
-    ) {
-        self.divergences.count();
-        let Some((ours, theirs)) = two_sides(said, self.config.twin()) else {
-            return;
-        };
-        out.push(Effect::Evidence(Event {
-            host: self.config.host(),
-            twin: None,
-            slot: Some(slot),
-            kind: EventKind::Divergence {
-                output: Output::Checkpoint,
-                ours,
-                theirs,
-            },
-        }));
     }
 }
 

@@ -13,6 +13,8 @@ use crate::io::{Effect, Effects};
 
 /// Divergences that wait for a verdict; the lowest slot gives way.
 const OPEN_MAX: usize = 64;
+/// Checkpoints about which twins disagree and that are not stable yet; the lowest gives way.
+const OPEN_CHECKPOINTS_MAX: usize = 8;
 /// Slots that other hosts asked about; the lowest gives way.
 const ASKED_MAX: usize = 256;
 
@@ -20,6 +22,7 @@ const ASKED_MAX: usize = 256;
 #[derive(Clone, Debug, Default)]
 pub struct Divergences {
     open: BTreeMap<Slot, Open>,
+    checkpoints: BTreeMap<Slot, Vec<(TwinId, Digest)>>,
     asked: BTreeMap<Slot, BTreeSet<HostId>>,
     count: u64,
 }
@@ -67,10 +70,20 @@ impl Replica {
                 theirs,
             },
         }));
+        // One more twin may have spoken: what hosts have said about the slot stands.
+        let before = self.divergences.open.remove(&slot);
+        let before = before.filter(|open| open.history == history);
+        let mut verdicts = before.map_or_else(BTreeMap::new, |open| open.verdicts);
+        // With m > q the host may have decided; it is one of the `Q` that agree.
+        if let Some((decided, results)) = self.log.slot_result(slot)
+            && decided == history
+        {
+            verdicts.insert(self.config.host(), results);
+        }
         let open = Open {
             history,
             said,
-            verdicts: BTreeMap::new(),
+            verdicts,
             ask_at_us: self.now.mono_us + self.pause_us(0),
             repeats: 0,
         };
@@ -80,6 +93,7 @@ impl Replica {
         }
         let question = Arc::new(PeerMessage::FetchSlotResult { slot, history });
         self.send_to_counterparts(self.config.shape.all_hosts(), &question, out);
+        self.judge_results(slot, out);
     }
 
     /// Asks again, and another twin of each host, about what no verdict has come for.
@@ -146,6 +160,7 @@ impl Replica {
         results: Digest,
         out: &mut Effects,
     ) {
+        self.handle_slot_result(self.config.host(), slot, history, results, out);
         if self.divergences.asked.contains_key(&slot) {
             let statement = Statement::SlotResult {
                 slot,
@@ -168,7 +183,7 @@ impl Replica {
         self.send_to_counterparts(hosts.into_iter(), &message, out);
     }
 
-    /// Another host's verdict. When `Q` hosts agree, who stands alone is the culprit.
+    /// A host's verdict, this one's included.
     pub(super) fn handle_slot_result(
         &mut self,
         host: HostId,
@@ -177,32 +192,88 @@ impl Replica {
         results: Digest,
         out: &mut Effects,
     ) {
+        let open = self.divergences.open.get_mut(&slot);
+        if let Some(open) = open.filter(|open| open.history == history) {
+            open.verdicts.insert(host, results);
+            self.judge_results(slot, out);
+        }
+    }
+
+    /// 9: when `Q` hosts agree, who stands alone is the culprit.
+    fn judge_results(&mut self, slot: Slot, out: &mut Effects) {
         let quorum = self.config.shape.host_quorum();
-        let Some(open) = self
-            .divergences
-            .open
-            .get_mut(&slot)
-            .filter(|open| open.history == history)
-        else {
+        let Some(open) = self.divergences.open.get(&slot) else {
             return;
         };
-        open.verdicts.insert(host, results);
-        let agree = open.verdicts.values().filter(|d| **d == results).count();
-        if agree < quorum {
-            return;
+        let agreed = open.verdicts.values().copied().find(|results| {
+            let equal = open.verdicts.values().filter(|other| *other == results);
+            equal.count() >= quorum
+        });
+        if let Some(agreed) = agreed {
+            let open = self.divergences.open.remove(&slot);
+            let said = open.map_or_else(Vec::new, |open| open.said);
+            self.name_culprits(slot, &said, agreed, out);
         }
-        let said = self
-            .divergences
-            .open
-            .remove(&slot)
-            .map_or_else(Vec::new, |open| open.said);
-        for (twin, kind) in verdict(&said, results) {
+    }
+
+    fn name_culprits(
+        &mut self,
+        slot: Slot,
+        said: &[(TwinId, Digest)],
+        agreed: Digest,
+        out: &mut Effects,
+    ) {
+        for (twin, kind) in verdict(said, agreed) {
             out.push(Effect::Evidence(Event {
                 host: self.config.host(),
                 twin,
                 slot: Some(slot),
                 kind,
             }));
+            if let Some(twin) = twin {
+                self.accuse(twin, slot, out);
+            }
+        }
+    }
+
+    /// CHECKPOINTs differ. What `Q` hosts certify about that slot says who is right; it may have come already.
+    pub(super) fn handle_checkpoint_divergence(
+        &mut self,
+        slot: Slot,
+        said: &[(TwinId, Digest)],
+        out: &mut Effects,
+    ) {
+        self.divergences.count();
+        let Some((ours, theirs)) = two_sides(said, self.config.twin()) else {
+            return;
+        };
+        out.push(Effect::Evidence(Event {
+            host: self.config.host(),
+            twin: None,
+            slot: Some(slot),
+            kind: EventKind::Divergence {
+                output: Output::Checkpoint,
+                ours,
+                theirs,
+            },
+        }));
+        if slot > self.stable {
+            let open = &mut self.divergences.checkpoints;
+            open.insert(slot, said.to_vec());
+            if open.len() > OPEN_CHECKPOINTS_MAX {
+                open.pop_first();
+            }
+        } else if slot == self.stable {
+            self.name_culprits(slot, said, self.checkpoints.stable_digest(), out);
+        }
+    }
+
+    /// A checkpoint is stable: `Q` hosts have certified this digest.
+    pub(super) fn judge_checkpoint(&mut self, slot: Slot, agreed: Digest, out: &mut Effects) {
+        let later = self.divergences.checkpoints.split_off(&slot.next());
+        let mut upto = std::mem::replace(&mut self.divergences.checkpoints, later);
+        if let Some(said) = upto.remove(&slot) {
+            self.name_culprits(slot, &said, agreed, out);
         }
     }
 }

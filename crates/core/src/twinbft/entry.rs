@@ -31,12 +31,21 @@ impl Replica {
             self.own.note_read();
             self.note_posted(bytes);
         }
+        self.note_heard(sender, out);
+        let mut slot = None;
         let result = match from_canonical::<Entry>(bytes) {
-            Ok(entry) => self
-                .apply(sender, &entry, out)
-                .map_err(|Invalid(problem)| PeerFault::InvalidEntry { from, problem }),
+            // 9: nothing that it says is listened to.
+            Ok(_) | Err(_) if self.log.is_quarantined(sender) => {
+                self.log.skip(sender);
+                Ok(())
+            }
+            Ok(entry) => {
+                slot = entry.slot();
+                self.apply(sender, &entry, out)
+                    .map_err(|Invalid(problem)| PeerFault::InvalidEntry { from, problem })
+            }
             Err(error) => {
-                self.log.skip();
+                self.log.skip(sender);
                 Err(PeerFault::MalformedEntry {
                     from,
                     problem: error.0,
@@ -51,7 +60,7 @@ impl Replica {
             out.push(Effect::Evidence(Event {
                 host: from.host,
                 twin: Some(sender),
-                slot: None,
+                slot,
                 kind: EventKind::Invalid { problem },
             }));
         }
@@ -163,6 +172,8 @@ impl Replica {
                 said,
             } => self.handle_results_diverge(slot, history, said, out),
             Decision::Checkpoint { slot, digest } => self.handle_own_checkpoint(slot, digest, out),
+            Decision::Quarantined { twin } => self.handle_quarantined(twin, out),
+            Decision::Readmitted { twin } => self.handle_readmitted(twin, out),
             Decision::CheckpointDiverges { slot, said } => {
                 self.handle_checkpoint_divergence(slot, &said, out);
             }

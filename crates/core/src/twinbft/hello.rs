@@ -101,6 +101,9 @@ impl Replica {
 
     /// While the host waits for HELLOs: this twin's own, and again when a sibling has left further.
     pub(super) fn poll_hello(&mut self, out: &mut Effects) {
+        if self.recovery.remembers() {
+            self.repeat_accusations(out);
+        }
         let me = self.config.twin();
         let mut claim = if self.recovery.remembers() {
             self.claim()

@@ -21,12 +21,14 @@ mod forward;
 mod heartbeat;
 mod hello;
 mod leader;
+mod mute;
 mod order;
 mod own;
 mod past;
 mod peers;
 mod pool;
 mod print;
+mod quarantine;
 mod reads;
 mod recovery;
 mod reply;
@@ -67,8 +69,10 @@ use forward::Forwards;
 use heartbeat::Heartbeats;
 use leader::Leader;
 use past::Past;
+use mute::Mutes;
 use peers::Peers;
 use pool::Pool;
+use quarantine::Quarantine;
 use reads::Reads;
 pub use recovery::Recovered;
 use recovery::Recovery;
@@ -109,6 +113,8 @@ pub struct Replica {
     replies: Replies,
     checkpoints: Checkpoints,
     divergences: Divergences,
+    mutes: Mutes,
+    quarantine: Quarantine,
     reads: Reads,
     views: Views,
     suspicion: Suspicion,
@@ -157,6 +163,8 @@ impl Replica {
             replies: Replies::default(),
             checkpoints: Checkpoints::default(),
             divergences: Divergences::default(),
+            mutes: Mutes::default(),
+            quarantine: Quarantine::default(),
             reads: Reads::default(),
             views: Views::default(),
             suspicion: Suspicion::default(),
@@ -249,6 +257,10 @@ impl Replica {
                 self.handle_queried(token, result, version, out);
                 Ok(())
             }
+            Input::Readmit { twin } => {
+                self.handle_readmit(twin, out);
+                Ok(())
+            }
             Input::Timer => {
                 self.handle_timer(out);
                 Ok(())
@@ -269,7 +281,7 @@ impl Replica {
     /// Does everything that has become possible.
     fn advance(&mut self, out: &mut Effects) {
         self.poll_completed(out);
-        if !self.recovery.is_silent() {
+        if !self.recovery.is_silent() && self.is_settled() {
             self.poll_views(out);
             self.poll_votes(out);
             self.poll_proposal(out);
@@ -321,10 +333,17 @@ impl Replica {
             ("catch-up", self.catchup_deadline()),
             ("transfer", self.transfer_deadline()),
             ("serving", self.serving_deadline()),
-            ("voting", self.voting_deadline()),
+            // What waits for own entries is looked at when they are read.
+            (
+                "voting",
+                self.voting_deadline().filter(|_| self.is_settled()),
+            ),
             ("backup", self.backup_deadline()),
             ("order", self.order_deadline()),
-            ("leader", self.leader_deadline()),
+            (
+                "leader",
+                self.leader_deadline().filter(|_| self.is_settled()),
+            ),
             ("commit", self.commit_deadline()),
             ("checkpoint", self.checkpoint_deadline()),
             ("divergence", self.divergence_deadline()),

@@ -32,6 +32,10 @@ pub struct Own {
     waits: VecDeque<Waits>,
     /// Older ones that are not remembered: they are read back first.
     dropped: usize,
+    /// All posts in this epoch of the log, those of earlier lives that are in the log among them.
+    posted: u64,
+    /// So many of them must be in the log before this twin decides anything new: it does not know what became of them.
+    settled_at: u64,
 }
 
 impl Own {
@@ -39,6 +43,7 @@ impl Own {
     pub fn note_posts(&mut self, effects: &[Effect]) {
         for effect in effects {
             if let Effect::Post { entry, lazy: _ } = effect {
+                self.posted += 1;
                 self.waits.push_back(waits(entry));
             }
         }
@@ -49,8 +54,17 @@ impl Own {
     }
 
     /// They will not all be read back: the log was trimmed beyond this twin.
-    pub fn clear(&mut self) {
-        *self = Self::default();
+    pub fn begin_again(&mut self) {
+        *self = Self {
+            posted: self.posted,
+            settled_at: self.posted,
+            ..Self::default()
+        };
+    }
+
+    /// A start has read the log: so many posts of earlier lives are in it, and no others will come.
+    pub fn begin(&mut self, appended: u64) {
+        self.posted = appended;
     }
 
     /// One of them was read back.
@@ -80,6 +94,13 @@ fn waits(entry: &Entry) -> Waits {
 }
 
 impl Replica {
+    /// Whether the log shows all that this twin had posted when it was last lapped. Until then it neither proposes nor
+    /// votes: an append whose outcome is unknown is read back before anything else is posted (2), or else it could take
+    /// an attempt number twice (4.3).
+    pub(super) fn is_settled(&self) -> bool {
+        self.log.entries_of(self.config.twin()) >= self.own.settled_at
+    }
+
     /// Whether an own post that was not read back yet could decide something as the log stands: if not, there is
     /// no hurry to read it before a sibling has posted.
     #[must_use]

@@ -16,6 +16,7 @@ use twinbft_types::{
 
 use super::Replica;
 use super::amnesia::Amnesia;
+use super::quarantine::standing;
 use super::slots::SlotData;
 use crate::config::CoreConfig;
 use crate::hostlog::HostLog;
@@ -386,7 +387,8 @@ impl Replica {
         // One of `q` twins is correct, and has made it from its own automaton.
         self.log = log.expect("q twins agreed on a STATE of this host");
         assert_eq!(self.log.end(), position, "STATE is that of its position");
-        self.own.clear();
+        self.own.begin_again();
+        self.mutes.begin_again();
         self.adopt_log();
         // The host may have certified in the meantime what this twin said before: nobody says it again.
         self.poll_stable(out);
@@ -554,6 +556,7 @@ impl Replica {
             && self.log.end() >= until
         {
             self.recovery.phase = Phase::Opening;
+            self.own.begin(self.log.entries_of(self.config.twin()));
         }
         if matches!(self.recovery.phase, Phase::Opening | Phase::Asking) {
             if self.log.is_opening() {
@@ -613,7 +616,11 @@ impl Replica {
         self.heartbeats.reset(self.now.mono_us);
         let is_posted = |entry: &Entry| recovery.posted.contains(&Digest::of(&canonical(entry)));
         // Appends are FIFO, so the log has every promise before the last one that it shows.
-        let shown = recovery.promises.iter().rposition(is_posted);
+        let is_shown = |entry: &Entry| {
+            // A READMIT here says what the host has decided, and is no word of this twin's.
+            !matches!(entry, Entry::Readmit { .. }) && is_posted(entry)
+        };
+        let shown = recovery.promises.iter().rposition(is_shown);
         let first = shown.map_or(0, |last| last + 1);
         if !recovery.remembers || recovery.is_new_epoch {
             // 8: what the host has accepted is in the new write-ahead log; from here on it counts.
@@ -626,7 +633,11 @@ impl Replica {
         } else {
             first
         };
+        let accused = standing(&recovery.promises);
         for promise in &recovery.promises[first..] {
+            if matches!(promise, Entry::Quarantine { twin } if !accused.contains(twin)) {
+                continue;
+            }
             if self.still_counts(promise) {
                 out.post(promise.clone());
             }
@@ -689,6 +700,8 @@ impl Replica {
                 statement: Statement::Order { slot, .. },
                 ..
             } => *slot > self.commit.committed(),
+            Entry::Quarantine { twin } => self.still_accuses(*twin),
+            Entry::Readmit { .. } => false,
             _ => true,
         }
     }
@@ -701,6 +714,8 @@ impl Replica {
             Entry::Accept { view, slot, .. } => {
                 self.log.live_view() == Some(*view) && *slot > self.log.accepted().0
             }
+            // It may have been readmitted in what was read since.
+            Entry::Quarantine { twin } => self.is_accused(*twin) && self.still_accuses(*twin),
             _ => true,
         }
     }

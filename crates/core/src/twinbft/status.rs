@@ -35,7 +35,7 @@ pub struct Status {
     /// What it does in its view.
     pub role: Role,
     /// `running`, `suspecting` (it wishes for another view), `changing-view` (the old one is left, the new one has not
-    /// begun), `catching-up` (it fetches the log with which the view began) or `behind` (needs a state transfer).
+    /// begun), `quarantined` (its siblings do not listen to it), `catching-up` (it fetches the log with which the view began) or `behind` (needs a state transfer).
     pub state: &'static str,
     /// The largest installed or fenced-to view.
     pub view: View,
@@ -65,6 +65,8 @@ pub struct Status {
     pub transfers: u64,
     /// Checkpoints reached by batches that others had kept, since the start.
     pub bridges: u64,
+    /// Twins of its host that are ignored (protocol.md 9).
+    pub quarantined: Vec<twinbft_types::TwinId>,
 }
 
 impl Replica {
@@ -82,7 +84,9 @@ impl Replica {
             Role::Backup
         };
         let transfer = self.transfer.progress();
-        let state = if transfer.is_some() {
+        let state = if self.log.is_quarantined(me.twin) {
+            "quarantined"
+        } else if transfer.is_some() {
             "fetching-checkpoint"
         } else if self.transfer.bridge.is_under_way() {
             "catching-up"
@@ -117,6 +121,9 @@ impl Replica {
             transfer,
             transfers: self.transfer.done(),
             bridges: self.transfer.bridge.count(),
+            quarantined: (shape.all_twins())
+                .filter(|twin| self.log.is_quarantined(*twin))
+                .collect(),
         }
     }
 

@@ -193,6 +193,7 @@ impl Host {
                     keys: keys.ring(ProcessId::Twin(me)),
                     epoch: Epoch(0),
                     config_digest: Digest::ZERO,
+                    quarantines: false,
                     tuning: tuning.clone(),
                 });
                 Twin {

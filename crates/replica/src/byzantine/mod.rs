@@ -5,13 +5,16 @@
 //! ([`Doubles::rewrite`]); the core does not know. Each is one file of this module and one arm here.
 
 mod control;
+pub mod garbage;
+mod impostor;
 mod saboteur;
 mod wrong_result;
 
-use twinbft_core::{Effects, Input};
+use twinbft_core::{Effect, Effects, Input};
 use twinbft_types::{Incarnation, KeyRing, ReplicaId};
 
 pub use control::serve;
+use impostor::Impostor;
 use saboteur::Saboteur;
 use wrong_result::WrongResult;
 
@@ -42,6 +45,10 @@ pub enum Double {
     Spam,
     /// Signs what was not decided, in its sibling's name.
     Forge,
+    /// Says that it is another twin or another host, in entries, messages and replies.
+    Impersonate,
+    /// Sends bytes that mean nothing, to its postbox, to peers and to clients.
+    Garbage,
     /// Votes for nothing in this share of batches: the fault of the papers' experiments.
     Refuse {
         /// Batches of a million.
@@ -51,7 +58,7 @@ pub enum Double {
 
 impl Double {
     /// All of them; the one that refuses stands for every share.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Off,
         Self::WrongResult,
         Self::WrongCheckpoint,
@@ -64,6 +71,8 @@ impl Double {
         Self::Replay,
         Self::Spam,
         Self::Forge,
+        Self::Impersonate,
+        Self::Garbage,
         Self::Refuse { per_million: 0 },
     ];
 
@@ -83,6 +92,8 @@ impl Double {
             Self::Replay => "replay",
             Self::Spam => "spam",
             Self::Forge => "forge",
+            Self::Impersonate => "impersonate",
+            Self::Garbage => "garbage",
             Self::Refuse { .. } => "refuse",
         }
     }
@@ -116,6 +127,7 @@ pub struct Doubles {
     acting: Double,
     wrong_result: WrongResult,
     saboteur: Saboteur,
+    impostor: Impostor,
 }
 
 impl Doubles {
@@ -126,6 +138,7 @@ impl Doubles {
             acting: Double::Off,
             wrong_result: WrongResult::new(me, incarnation, keys),
             saboteur: Saboteur::new(me, hosts),
+            impostor: Impostor::new(me, hosts),
         }
     }
 
@@ -136,6 +149,7 @@ impl Doubles {
             "this replica changes its behaviour on purpose"
         );
         self.acting = double;
+        garbage::switch(double == Double::Garbage);
     }
 
     /// The double that is acted; `None` when honest.
@@ -149,12 +163,21 @@ impl Doubles {
         // What today's doubles need stands in the effects.
     }
 
+    /// Bytes that this double posts beside `effects`, which are no entry.
+    #[must_use]
+    pub fn posts_besides(&self, effects: &Effects) -> Option<Vec<u8>> {
+        let mut posts = effects.0.iter();
+        let speaks = posts.any(|effect| matches!(effect, Effect::Post { .. }));
+        (self.acting == Double::Garbage && speaks).then(garbage::entry)
+    }
+
     /// After the core has decided.
     pub fn rewrite(&mut self, effects: &mut Effects) {
         self.wrong_result.observe(effects);
         match self.acting {
             Double::Off => {}
             Double::WrongResult => self.wrong_result.rewrite(effects),
+            Double::Impersonate => self.impostor.rewrite(effects),
             double => self.saboteur.rewrite(double, effects),
         }
     }

@@ -128,6 +128,8 @@ impl Saboteur {
             | Double::HalfMute
             | Double::NoVotes
             | Double::Spam
+            | Double::Impersonate
+            | Double::Garbage
             | Double::Refuse { .. } => vec![entry],
         }
     }

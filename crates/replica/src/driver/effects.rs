@@ -71,12 +71,14 @@ impl Driver {
                 reason,
             }),
             Effect::Trim { position, state } => self.link.trim(position.0, &state)?,
-            Effect::Evidence(event) => self.record_event(&event),
+            Effect::Evidence(event) => self.record_event(&event)?,
         }
         Ok(())
     }
 
-    fn record_event(&mut self, event: &Event) {
-        self.events.record(self.me, event, self.now.wall_us);
+    fn record_event(&mut self, event: &Event) -> anyhow::Result<()> {
+        let is_again = !self.progress.is_caught_up();
+        self.events
+            .record(self.me, event, self.now.wall_us, is_again)
     }
 }

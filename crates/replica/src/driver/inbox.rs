@@ -4,7 +4,7 @@ use crossbeam_queue::ArrayQueue;
 use tokio::sync::{Notify, oneshot};
 use twinbft_core::Input;
 use twinbft_postbox::Waker;
-use twinbft_types::{Mac, Query, ReplicaId, Request, SignedRequest, wire::PeerMessage};
+use twinbft_types::{Mac, Query, ReplicaId, Request, SignedRequest, TwinId, wire::PeerMessage};
 
 use crate::queues::Lane;
 use crate::status::CoreReport;
@@ -46,6 +46,13 @@ pub enum ClientInput {
 pub enum Control {
     /// A snapshot for operators.
     Report(oneshot::Sender<CoreReport>),
+    /// Listen to a sibling again; answered with a refusal in words when it is none that is ignored.
+    Readmit {
+        /// The sibling.
+        twin: TwinId,
+        /// Told when the entry is under way.
+        answer: oneshot::Sender<Result<(), String>>,
+    },
     /// Finish what is begun and end.
     Stop,
     /// Behave like this from now on.

@@ -92,6 +92,8 @@ pub struct Parts {
     pub storage: Storage,
     /// Started.
     pub service: Service,
+    /// Opened.
+    pub events: Events,
     /// What other threads see of this one.
     pub progress: Arc<Progress>,
     /// For the doubles' signatures.
@@ -126,7 +128,7 @@ impl Driver {
             ready: VecDeque::new(),
             effects: Effects::default(),
             faults: Faults::default(),
-            events: Events::default(),
+            events: parts.events,
             report: DriverReport::default(),
             payload: Vec::new(),
             stopping: false,
@@ -186,7 +188,7 @@ impl Driver {
             self.step(Input::Timer)?;
         }
         while let Some(control) = self.inbox.poll_control() {
-            self.handle_control(control);
+            self.handle_control(control)?;
         }
         self.storage.flush()?;
         self.release_posts()?;
@@ -301,7 +303,12 @@ impl Driver {
             self.faults.record(&fault, self.now.mono_us);
         }
         #[cfg(feature = "byzantine-doubles")]
-        self.doubles.rewrite(&mut effects);
+        {
+            self.doubles.rewrite(&mut effects);
+            if let Some(bytes) = self.doubles.posts_besides(&effects) {
+                self.posts.push_garbage(bytes, self.now.mono_us);
+            }
+        }
         let result = effects
             .drain()
             .try_for_each(|effect| self.carry_out(effect));
@@ -399,21 +406,42 @@ impl Driver {
         self.progress.beat();
         let inbox = self.inbox.clone();
         while let Some(control) = inbox.poll_control() {
-            self.handle_control(control);
+            self.handle_control(control)?;
         }
         Ok(false)
     }
 
-    fn handle_control(&mut self, control: Control) {
+    fn handle_control(&mut self, control: Control) -> anyhow::Result<()> {
         match control {
             Control::Report(answer) => {
                 // Whoever asked may have gone.
                 let _gone = answer.send(self.core_report());
             }
+            Control::Readmit { twin, answer } => {
+                let said = self.readmit(twin)?;
+                let _gone = answer.send(said);
+            }
             Control::Stop => self.stopping = true,
             #[cfg(feature = "byzantine-doubles")]
             Control::Double(double) => self.doubles.act(double),
         }
+        Ok(())
+    }
+
+    /// Posts READMIT, or says why not.
+    fn readmit(&mut self, twin: TwinId) -> anyhow::Result<Result<(), String>> {
+        let host = self.me.host;
+        if twin == self.me.twin {
+            return Ok(Err(format!(
+                "{} does not readmit itself; its siblings do",
+                self.me
+            )));
+        }
+        if !self.core.host_log().is_quarantined(twin) {
+            return Ok(Err(format!("{host}/{twin} is not quarantined")));
+        }
+        self.step(Input::Readmit { twin })?;
+        Ok(Ok(()))
     }
 
     fn core_report(&mut self) -> CoreReport {

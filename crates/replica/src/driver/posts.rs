@@ -112,6 +112,20 @@ impl Posts {
         });
     }
 
+    /// Adds bytes that are no entry.
+    #[cfg(feature = "byzantine-doubles")]
+    pub fn push_garbage(&mut self, bytes: Vec<u8>, now_us: u64) {
+        self.bytes += bytes.len();
+        self.urgent += 1;
+        self.queue.push_back(Post {
+            bytes,
+            name: "garbage",
+            after: 0,
+            lazy: false,
+            posted_us: now_us,
+        });
+    }
+
     /// Appends what may go, with one flush for all of it. `revealable` is how far records are durable enough.
     ///
     /// # Errors

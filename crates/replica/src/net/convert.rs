@@ -25,7 +25,10 @@ pub fn encode_peer_message(message: &PeerMessage) -> Bytes {
     encode_varint(length as u64, &mut bytes);
     message.encode_raw(&mut bytes);
     assert_eq!(bytes.len(), header + length, "prost computes lengths right");
-    bytes.freeze()
+    let bytes = bytes.freeze();
+    #[cfg(feature = "byzantine-doubles")]
+    let bytes = crate::byzantine::garbage::behind(bytes);
+    bytes
 }
 
 /// A part of a `ReplicaFrame`.
@@ -119,6 +122,8 @@ pub fn replica_frame(
             FramePart::View => {}
         }
     }
+    #[cfg(feature = "byzantine-doubles")]
+    crate::byzantine::garbage::beside(&mut frame);
     frame
 }
 

@@ -1,5 +1,6 @@
 //! The network thread: streams of clients and peers over mutual TLS, around the queues of the core's thread.
 
+mod command;
 mod convert;
 mod dialer;
 mod hub;

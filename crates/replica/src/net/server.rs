@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 use twinbft_types::wire::{PeerMessage, pb};
-use twinbft_types::{ClientId, ProcessId, ReplicaId};
+use twinbft_types::{ClientId, ProcessId, ReplicaId, TwinId};
 
 use super::Shared;
 use super::convert::{
@@ -174,6 +174,30 @@ impl pb::twin_bft_server::TwinBft for Door {
             .add_one();
         let json = super::status::document(&self.shared).await.to_string();
         Ok(Response::new(pb::StatusReply { json }))
+    }
+
+    async fn command(
+        &self,
+        request: Request<pb::CommandRequest>,
+    ) -> Result<Response<pb::CommandReply>, Status> {
+        let who = self.admit(&request, "only administrators give commands", |who| {
+            matches!(who, ProcessId::Admin(_))
+        })?;
+        self.shared.metrics.received.of(Kind::Command).add_one();
+        match request.into_inner().command {
+            Some(pb::command_request::Command::Readmit(readmit)) => {
+                let twin = u8::try_from(readmit.twin).map(TwinId);
+                let twin = twin.map_err(|_| Status::invalid_argument("there is no such twin"))?;
+                tracing::warn!(by = name_of(who), %twin, "told to listen to a sibling again");
+                super::command::readmit(&self.shared, twin).await?;
+            }
+            None => {
+                return Err(Status::invalid_argument(
+                    "no command that this version knows",
+                ));
+            }
+        }
+        Ok(Response::new(pb::CommandReply {}))
     }
 }
 

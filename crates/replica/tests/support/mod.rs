@@ -149,6 +149,7 @@ impl Cluster {
             self.config.twin_count(),
         );
         let postbox = &self.config.postbox;
+        options.record_dir = self.layout.host_record(postbox, host);
         options.limits.log_bytes = postbox.log_bytes;
         options.limits.entry_bytes_max = postbox.entry_bytes_max;
         options.limits.state_bytes_max = postbox.state_bytes_max;

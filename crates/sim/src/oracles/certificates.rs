@@ -69,7 +69,7 @@ impl Observer {
     /// The next entry of the log; `None` for bytes that are none.
     pub fn read(&mut self, sender: TwinId, entry: Option<&Entry>) -> Result<(), Violation> {
         let Some(entry) = entry else {
-            self.log.skip();
+            self.log.skip(sender);
             return Ok(());
         };
         // What is invalid decides nothing.
@@ -242,6 +242,8 @@ impl Observer {
             }
             Decision::Forgotten { .. }
             | Decision::Recovered
+            | Decision::Quarantined { .. }
+            | Decision::Readmitted { .. }
             | Decision::Candidate { .. }
             | Decision::Nacked { .. }
             | Decision::Void { .. }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use twinbft_core::audit::Finding;
 use twinbft_core::{Event, EventKind};
-use twinbft_types::ReplicaId;
+use twinbft_types::{HostId, ReplicaId};
 
 use super::{Violation, violation};
 
@@ -17,10 +17,12 @@ pub fn check_event(event: &Event, byzantine: &BTreeSet<ReplicaId>) -> Result<(),
     let host_is_correct = byzantine.iter().all(|r| r.host != event.host);
     let innocent = named.filter(|named| !byzantine.contains(named));
     match &event.kind {
-        EventKind::Culprit { .. } | EventKind::Invalid { .. } => match innocent {
-            Some(named) => Err(violation(6, format!("{named} was named: {event:?}"))),
-            None => Ok(()),
-        },
+        EventKind::Culprit { .. } | EventKind::Invalid { .. } | EventKind::Quarantined => {
+            match innocent {
+                Some(named) => Err(violation(6, format!("{named} was named: {event:?}"))),
+                None => Ok(()),
+            }
+        }
         // Two liars can be the first to be compared.
         EventKind::NotDeterministic { .. }
             if byzantine.iter().filter(|r| r.host == event.host).count() < 2 =>
@@ -35,22 +37,29 @@ pub fn check_event(event: &Event, byzantine: &BTreeSet<ReplicaId>) -> Result<(),
             7,
             format!("a divergence of correct twins: {event:?}"),
         )),
-        EventKind::Divergence { .. } | EventKind::Mute | EventKind::BadClient { .. } => Ok(()),
+        EventKind::Divergence { .. }
+        | EventKind::Mute
+        | EventKind::Readmitted
+        | EventKind::BadClient { .. } => Ok(()),
     }
 }
 
-/// What an audit of a host's log says of an entry of `sender`.
+/// What an audit of a host's log says; answers with whom it names.
 pub fn check_audit(
-    sender: ReplicaId,
+    host: HostId,
     found: &[Finding],
     byzantine: &BTreeSet<ReplicaId>,
-) -> Result<(), Violation> {
-    let named = found.iter().find(|finding| finding.names_twin());
-    match named.filter(|_| !byzantine.contains(&sender)) {
-        Some(finding) => Err(violation(
-            6,
-            format!("an audit named {sender}: {finding:?}"),
-        )),
-        None => Ok(()),
+) -> Result<Vec<ReplicaId>, Violation> {
+    let mut named = Vec::new();
+    for finding in found.iter().filter(|finding| finding.names_twin()) {
+        let twin = ReplicaId {
+            host,
+            twin: finding.twin,
+        };
+        if !byzantine.contains(&twin) {
+            return Err(violation(6, format!("an audit named {twin}: {finding:?}")));
+        }
+        named.push(twin);
     }
+    Ok(named)
 }

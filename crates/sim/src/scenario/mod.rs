@@ -34,6 +34,8 @@ pub struct Scenario {
     pub faults: Vec<Fault>,
     /// Twins that do not follow the protocol.
     pub doubles: BTreeMap<ReplicaId, Double>,
+    /// Whether twins vote to ignore siblings that are shown to be wrong.
+    pub quarantines: bool,
     /// Most entries of the log that a twin takes in at once.
     pub reads_max: u32,
     /// The longest that the write-ahead log takes to be durable, in microseconds; 0 for at once.

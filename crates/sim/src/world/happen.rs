@@ -408,6 +408,8 @@ impl World {
             }
             Effect::Evidence(event) => {
                 if !self.byzantine.contains(&id) {
+                    #[cfg(test)]
+                    self.events.push((id, event.clone()));
                     self.note_event(&event)?;
                 }
             }
@@ -514,6 +516,8 @@ impl World {
             }
             EventKind::NotDeterministic { .. }
             | EventKind::Mute
+            | EventKind::Quarantined
+            | EventKind::Readmitted
             | EventKind::Invalid { .. }
             | EventKind::BadClient { .. } => {}
         }

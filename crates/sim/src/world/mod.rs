@@ -1,6 +1,8 @@
 //! The scheduler: virtual time, a network, postboxes, twins and clients.
 
 mod crash;
+#[cfg(test)]
+mod evidence_tests;
 mod happen;
 mod loss;
 mod network;
@@ -211,6 +213,12 @@ pub struct World {
     /// Which messages between hosts are lost besides, and how many of each kind were sent.
     #[cfg(test)]
     script: script_tests::Script,
+    /// What correct twins reported.
+    #[cfg(test)]
+    events: Vec<(ReplicaId, twinbft_core::Event)>,
+    /// Whom audits named.
+    #[cfg(test)]
+    audited: BTreeSet<ReplicaId>,
 }
 
 impl World {
@@ -258,6 +266,10 @@ impl World {
             effects: Effects::default(),
             #[cfg(test)]
             script: script_tests::Script::default(),
+            #[cfg(test)]
+            events: Vec::new(),
+            #[cfg(test)]
+            audited: BTreeSet::new(),
             scenario,
         };
         world.make_clients(&cast);
@@ -477,6 +489,7 @@ fn core_config(scenario: &Scenario, me: ReplicaId, ring: &KeyRing, epoch: Epoch)
         keys: ring.clone(),
         epoch,
         config_digest: Digest::ZERO,
+        quarantines: scenario.quarantines,
         tuning: scenario.tuning.clone(),
     }
 }

@@ -61,6 +61,11 @@ fn keeps_alive(message: &PeerMessage) -> bool {
 
 /// A cluster without chance: correct twins, a quick network, two clients.
 fn world(hosts: u8, twins: u8, operations: u32, depth: usize) -> World {
+    World::new(plain(hosts, twins, operations, depth), Tracer::digesting())
+}
+
+/// Its scenario.
+pub fn plain(hosts: u8, twins: u8, operations: u32, depth: usize) -> Scenario {
     let mut scenario = Scenario::from_seed(1);
     scenario.shape = Shape::new(hosts, twins).expect("a valid shape");
     scenario.tuning = Tuning {
@@ -84,12 +89,12 @@ fn world(hosts: u8, twins: u8, operations: u32, depth: usize) -> World {
     scenario.sync_us_max = 0;
     scenario.reads_max = 256;
     scenario.heal_at_us = 0;
-    World::new(scenario, Tracer::digesting())
+    scenario
 }
 
 impl World {
     /// Goes on until this time; a broken invariant fails the test.
-    fn go_to(&mut self, end_us: u64) {
+    pub(super) fn go_to(&mut self, end_us: u64) {
         while let Some((at_us, happening)) = self.agenda.pop() {
             if at_us > end_us {
                 self.agenda.schedule(at_us, happening);

@@ -97,6 +97,11 @@ impl Report {
         })
     }
 
+    /// Whose record it is.
+    pub fn host_number(&self) -> Option<u8> {
+        u8::try_from(self.host).ok()
+    }
+
     /// For programs.
     pub fn json(&self) -> Value {
         let damage = self.damage.as_ref().map(|damage| {

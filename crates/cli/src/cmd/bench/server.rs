@@ -213,4 +213,11 @@ impl TwinBft for Door {
     ) -> Result<Response<pb::StatusReply>, Status> {
         Err(Status::unimplemented("this server is not replicated"))
     }
+
+    async fn command(
+        &self,
+        _: Request<pb::CommandRequest>,
+    ) -> Result<Response<pb::CommandReply>, Status> {
+        Err(Status::unimplemented("this server is not replicated"))
+    }
 }

@@ -59,6 +59,8 @@ pub struct Director<'d> {
     saboteur: Option<ReplicaId>,
     saboteurs: BTreeSet<ReplicaId>,
     killed: BTreeSet<u8>,
+    /// Those, and the ones that were brought back.
+    ever_killed: BTreeSet<u8>,
     beyond: Option<String>,
     unmet: Vec<String>,
 }
@@ -99,6 +101,7 @@ impl<'d> Director<'d> {
             saboteur: None,
             saboteurs: BTreeSet::new(),
             killed: BTreeSet::new(),
+            ever_killed: BTreeSet::new(),
             beyond: None,
             unmet: Vec::new(),
         })
@@ -137,7 +140,7 @@ impl<'d> Director<'d> {
         Ok(())
     }
 
-    /// Who was killed.
+    /// Who was killed and is down.
     pub const fn killed(&self) -> &BTreeSet<u8> {
         &self.killed
     }
@@ -366,13 +369,46 @@ impl<'d> Director<'d> {
             self.look().await;
             self.close_lie(None);
         }
+        // Started again it is honest.
+        self.saboteur = self.saboteur.filter(|twin| twin.host.0 != host);
         self.stage.kill_host(host)?;
         self.killed.insert(host);
+        self.ever_killed.insert(host);
         let what = format!("the end of h{host}");
         let is_gone = |scene: &Scene<'_>| {
             scene.snapshot.of_host(host).next().is_none() && !scene.snapshot.brokers.contains(&host)
         };
         self.until(&what, Duration::ZERO, is_gone).await;
+        Ok(())
+    }
+
+    /// Starts a killed host again, and waits until its twins have caught up with what the others had executed by then.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn revive(&mut self, host: u8) -> anyhow::Result<()> {
+        self.look().await;
+        let executed = |scene: &Snapshot, of: &dyn Fn(u8) -> bool| -> Vec<u64> {
+            let twins = scene.twins.iter().filter(|(id, _)| of(id.host.0));
+            twins
+                .filter_map(|(_, twin)| Some(twin.as_ref()?.executed))
+                .collect()
+        };
+        let goal = executed(&self.snapshot, &|other| other != host);
+        let goal = goal.into_iter().max().unwrap_or(0);
+        self.stage.start_host(host)?;
+        self.killed.remove(&host);
+        let what = format!("h{host} catching up");
+        let is_back = |scene: &Scene<'_>| {
+            let own = executed(scene.snapshot, &|other| other == host);
+            own.len() == usize::from(super::stage::TWINS) && own.iter().all(|at| *at >= goal)
+        };
+        let came = self.until(&what, Duration::ZERO, is_back).await;
+        self.say(&if came {
+            format!("   h{host} is back: its twins read their promises from the postbox, fetched the rest from the others, and have executed slot {goal} and all before it")
+        } else {
+            format!("   h{host} was started again and has not caught up yet")
+        });
         Ok(())
     }
 
@@ -410,7 +446,7 @@ impl<'d> Director<'d> {
             saboteurs: self.saboteurs,
             lies: self.lies,
             evidence: self.evidence,
-            killed: self.killed,
+            killed: self.ever_killed,
             beyond: self.beyond,
             unmet: self.unmet,
         })

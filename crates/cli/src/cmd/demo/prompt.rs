@@ -14,9 +14,9 @@ use super::stage::{HOSTS, TWINS};
 const HELP: &str = "Commands:
   byzantine h1/1 wrong-result   twin 1 of host 1 lies in its replies
   byzantine h1/1 OTHER          wrong-checkpoint, mute, half-mute, no-votes, nack-all, equivocate, spoil-macs,
-                                replay, spam, forge, or refuse SHARE: it misbehaves in that way
-  heal                          whoever lies or misbehaves is honest again
-  kill h2                       SIGKILL to the broker and both twins of host 2, for good
+                                replay, spam, forge, impersonate, garbage, or refuse SHARE: it misbehaves so
+  heal                          whoever lies or misbehaves is honest again, and killed hosts come back
+  kill h2                       SIGKILL to the broker and both twins of host 2
   status                        the table
   bench [SECONDS]               measure throughput and latency beside the sessions (default 2 s)
   help                          this
@@ -92,7 +92,7 @@ fn parse(line: &str) -> Result<Command, String> {
 }
 
 /// What a twin can be told besides, one word each.
-const DOUBLES: [&str; 10] = [
+const DOUBLES: [&str; 12] = [
     "wrong-checkpoint",
     "mute",
     "half-mute",
@@ -103,6 +103,8 @@ const DOUBLES: [&str; 10] = [
     "replay",
     "spam",
     "forge",
+    "impersonate",
+    "garbage",
 ];
 
 fn is_double(words: &[&str]) -> bool {
@@ -257,22 +259,22 @@ async fn kill(director: &mut Director<'_>, host: u8, anyway: bool) -> anyhow::Re
         director.go_beyond(why);
     }
     director.kill(host).await?;
-    director.say(&format!(
-        "   h{host} is down. This version cannot bring a killed host back: recovery is a later part."
-    ));
+    director.say(&format!("   h{host} is down, until you say heal."));
     director.show().await;
     Ok(())
 }
 
 async fn heal(director: &mut Director<'_>) -> anyhow::Result<()> {
-    if director.liar().is_none() {
-        director.say("nobody lies");
+    let down = director.killed().clone();
+    if director.liar().is_none() && down.is_empty() {
+        director.say("nobody lies, and nobody is down");
     }
     director.heal().await?;
-    for host in director.killed().clone() {
-        director.say(&format!(
-            "   h{host} stays down: this version cannot bring a killed host back, recovery is a later part"
-        ));
+    for host in &down {
+        director.revive(*host).await?;
+    }
+    if !down.is_empty() {
+        director.show().await;
     }
     Ok(())
 }

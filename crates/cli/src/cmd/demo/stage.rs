@@ -195,7 +195,7 @@ impl Stage {
         control::tell(&self.cluster.layout, twin, double)
     }
 
-    /// Kills the broker and all twins of a host with SIGKILL; they stay down.
+    /// Kills the broker and all twins of a host with SIGKILL; they stay down until [`Self::start_host`].
     ///
     /// # Errors
     /// When one of them does not run.
@@ -203,6 +203,18 @@ impl Stage {
         let twins = (0..TWINS).map(|twin| ProcessName::Replica(host, twin));
         for name in std::iter::once(ProcessName::Broker(host)).chain(twins) {
             self.supervisor().kill(name, Signal::SIGKILL)?;
+        }
+        Ok(())
+    }
+
+    /// Starts all processes of a host that was killed.
+    ///
+    /// # Errors
+    /// When the supervisor knows no such host.
+    pub fn start_host(&self, host: u8) -> anyhow::Result<()> {
+        let twins = (0..TWINS).map(|twin| ProcessName::Replica(host, twin));
+        for name in std::iter::once(ProcessName::Broker(host)).chain(twins) {
+            self.supervisor().restart(name)?;
         }
         Ok(())
     }

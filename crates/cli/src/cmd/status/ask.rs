@@ -113,6 +113,24 @@ impl Asker {
         })
     }
 
+    /// Tells the siblings of a twin to listen to it again; what each said, or why it did not.
+    pub async fn readmit(&self, host: u8, twin: u8) -> Vec<(u8, Result<(), String>)> {
+        let mut tasks = JoinSet::new();
+        let siblings = self.replicas.iter();
+        for (_, sibling, endpoint) in siblings.filter(|(h, t, _)| *h == host && *t != twin) {
+            let (sibling, endpoint) = (*sibling, endpoint.clone());
+            tasks.spawn(async move {
+                let told = tokio::time::timeout(TIMEOUT, tell_readmit(&endpoint, twin)).await;
+                let told =
+                    told.unwrap_or_else(|_| bail!("no answer within {} s", TIMEOUT.as_secs()));
+                (sibling, told.map_err(|error| format!("{error:#}")))
+            });
+        }
+        let mut told = tasks.join_all().await;
+        told.sort_by_key(|(sibling, _)| *sibling);
+        told
+    }
+
     /// Asks all processes at once. Ordered by host, the broker first.
     pub async fn ask_all(&self) -> Vec<Asked> {
         let mut tasks = JoinSet::new();
@@ -165,6 +183,21 @@ async fn ask_replica(endpoint: &Endpoint) -> anyhow::Result<Value> {
     match client.status(pb::StatusRequest {}).await {
         Ok(reply) => serde_json::from_str(&reply.get_ref().json).context("its answer is not JSON"),
         Err(status) => bail!("{}: {}", status.code(), status.message()),
+    }
+}
+
+async fn tell_readmit(endpoint: &Endpoint, twin: u8) -> anyhow::Result<()> {
+    let channel = match endpoint.connect().await {
+        Ok(channel) => channel,
+        Err(error) => bail!("{}", root_cause(&error)),
+    };
+    let command = pb::command_request::Command::Readmit(pb::Readmit { twin: twin.into() });
+    let request = pb::CommandRequest {
+        command: Some(command),
+    };
+    match TwinBftClient::new(channel).command(request).await {
+        Ok(_) => Ok(()),
+        Err(status) => bail!("{}", status.message()),
     }
 }
 
