@@ -143,6 +143,12 @@ pub enum Effect {
     },
     /// Hand a batch to the service; answered by [`Input::Executed`]. Strictly in slot order.
     Execute(Execute),
+    /// Have the service drop what it has executed above its last checkpoint, or genesis, which is this slot
+    /// (protocol.md 4.7). What was handed over before is still answered; what follows is executed again.
+    Rollback {
+        /// Where it stands then.
+        slot: Slot,
+    },
     /// Have the service make its state after a slot that is executed durable, and this beside it, first: it is what
     /// a start from that checkpoint needs. Answered by [`Input::Checkpointed`].
     Checkpoint(Checkpoint),

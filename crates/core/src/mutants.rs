@@ -29,6 +29,14 @@ pub enum Rule {
     ClientWindow,
     /// 4.7: what is executed already is a no-op.
     Once,
+    /// 4.7: what a view change drops is undone where it was executed tentatively.
+    Undo,
+    /// 4.8: a tentative reply names its view.
+    ReplyView,
+    /// 5: a checkpoint is of a committed slot.
+    CommittedCheckpoint,
+    /// 5: COMMITTED of one host lets another one jump.
+    Committed,
     /// 7: a fast read waits for the log's end.
     ReadLogEnd,
     /// 6: NV-PROPOSE and its votes count between the fences.
@@ -43,7 +51,7 @@ pub enum Rule {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::Candidate,
         Self::Attempt,
         Self::VoteSubject,
@@ -56,6 +64,10 @@ impl Rule {
         Self::ClientMac,
         Self::ClientWindow,
         Self::Once,
+        Self::Undo,
+        Self::ReplyView,
+        Self::CommittedCheckpoint,
+        Self::Committed,
         Self::ReadLogEnd,
         Self::NvWindow,
         Self::HoldsChosenLog,

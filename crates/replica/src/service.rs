@@ -37,6 +37,11 @@ const JOBS_MAX: usize = 64 * 1024;
 pub enum Job {
     /// Execute a batch.
     Execute(Execute),
+    /// Drop what was executed above the last checkpoint, or genesis, which is this slot.
+    Rollback {
+        /// Where the service stands then.
+        slot: Slot,
+    },
     /// Make a checkpoint.
     Checkpoint(Box<Checkpoint>),
     /// Begin to restore the state of a checkpoint, or go on.
@@ -258,6 +263,10 @@ impl Service {
                 Job::Checkpoint(_) | Job::RestoreActivate(_) if self.checkpointing => {
                     return Ok(());
                 }
+                Job::Rollback { slot } => {
+                    assert_eq!(app.rollback(), *slot, "the core knows the last checkpoint");
+                    self.jobs.pop_front();
+                }
                 Job::RestoreBegin { .. } | Job::RestoreChunk { .. } | Job::RestoreActivate(_) => {
                     self.hand_over();
                 }
@@ -297,6 +306,7 @@ impl Service {
                         > INLINE_BYTES_MAX
                 }
                 Job::Query { .. }
+                | Job::Rollback { .. }
                 | Job::Checkpoint(_)
                 | Job::RestoreBegin { .. }
                 | Job::RestoreChunk { .. }
@@ -304,13 +314,18 @@ impl Service {
             })
     }
 
-    /// Sends the service and the jobs before the next checkpoint to its thread.
+    /// Sends the service and the jobs before the next checkpoint, or undo, to its thread.
     fn hand_over(&mut self) {
         let until = self
             .jobs
             .iter()
             .skip(1)
-            .position(|job| matches!(job, Job::Checkpoint(_) | Job::RestoreActivate(_)))
+            .position(|job| {
+                matches!(
+                    job,
+                    Job::Checkpoint(_) | Job::Rollback { .. } | Job::RestoreActivate(_)
+                )
+            })
             .map_or(self.jobs.len(), |behind_first| behind_first + 1);
         let jobs: Vec<Job> = self.jobs.drain(..until).collect();
         let batches = jobs
@@ -417,7 +432,10 @@ fn run(work: Work, journal: &SharedJournal) -> Result<Answer, ServiceError> {
                         restoring = restored_by(std::slice::from_ref(job), restoring);
                         restore(&mut *app, restoring, job, journal)
                     }
-                    Job::Execute(_) | Job::Query { .. } | Job::Checkpoint(_) => {
+                    Job::Execute(_)
+                    | Job::Query { .. }
+                    | Job::Rollback { .. }
+                    | Job::Checkpoint(_) => {
                         Ok(carry_out(&mut *app, job)?)
                     }
                 })
@@ -462,7 +480,7 @@ fn restore(
                 slot: checkpoint.slot,
             });
         }
-        Job::Execute(_) | Job::Query { .. } | Job::Checkpoint(_) => {
+        Job::Execute(_) | Job::Query { .. } | Job::Rollback { .. } | Job::Checkpoint(_) => {
             unreachable!("no part of a restore")
         }
     };
@@ -512,6 +530,7 @@ fn carry_out(app: &mut dyn Application, job: &Job) -> Result<Input, AppError> {
             })
         }
         Job::Checkpoint(_)
+        | Job::Rollback { .. }
         | Job::RestoreBegin { .. }
         | Job::RestoreChunk { .. }
         | Job::RestoreActivate(_) => unreachable!("done elsewhere"),
@@ -629,6 +648,30 @@ mod tests {
             ["executed n1", "executed n2", "restoring n7"]
         );
         assert_eq!(service.status().batches_handed_over, 2);
+    }
+
+    /// Protocol.md 4.7: what was handed over before an undo is answered, and then executed again from the checkpoint on,
+    /// also while that is being written and the service is away with a large batch.
+    #[test]
+    fn an_undo_goes_back_to_the_last_checkpoint_begun() {
+        let (mut service, inbox) = service();
+        let mut ready = VecDeque::new();
+        service.submit(execute(1, 1), &mut ready).unwrap();
+        service.submit(checkpoint(1), &mut ready).unwrap();
+        service
+            .submit(execute(2, INLINE_BYTES_MAX + 1), &mut ready)
+            .unwrap();
+        service.submit(execute(3, 1), &mut ready).unwrap();
+        let undo = Job::Rollback { slot: Slot(1) };
+        service.submit(undo, &mut ready).unwrap();
+        service.submit(execute(2, 1), &mut ready).unwrap();
+        settle(&mut service, &inbox, &mut ready, 5);
+        let mut names = names(&ready);
+        names.retain(|name| name.starts_with("executed"));
+        assert_eq!(
+            names,
+            ["executed n1", "executed n2", "executed n3", "executed n2"]
+        );
     }
 
     #[test]

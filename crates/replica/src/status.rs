@@ -235,6 +235,7 @@ pub fn core_json(report: &CoreReport) -> Value {
         "view_changes": status.view_changes,
         "incarnation": status.incarnation.0,
         "memory": status.memory,
+        "undone": status.undone,
         // On the primary host the last accepted slot is the last decided one.
         "decided": status.accepted.0,
         "accepted": status.accepted.0,

@@ -46,13 +46,14 @@ pub fn run(seeds: Seeds) -> anyhow::Result<ExitCode> {
     let (total, violations, seconds) = total(seeds)?;
     let violations = violations.len() as u64;
     println!(
-        "{} seeds, {:.0} a second: {} steps, {} messages, {} slots, {} views, {} crashes, {} operations, {} divergences, {} culprits, {} stalled without state transfer, {violations} violations",
+        "{} seeds, {:.0} a second: {} steps, {} messages, {} slots, {} views, {} undone, {} crashes, {} operations, {} divergences, {} culprits, {} stalled without state transfer, {violations} violations",
         seeds.seeds,
         seeds.seeds as f64 / seconds,
         total.steps,
         total.messages,
         total.slots,
         total.view,
+        total.undone,
         total.crashes,
         total.completed,
         total.divergences,

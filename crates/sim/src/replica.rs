@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use twinbft_core::{CoreConfig, Effect, Effects, Input, PeerFault, Record, Replica, Tick};
-use twinbft_types::{Entry, ReplicaId, Slot};
+use twinbft_types::{Digest, Entry, ReplicaId, Request, Slot};
 
 use crate::byzantine::Puppet;
 use crate::oracles::Busy;
@@ -24,6 +24,10 @@ pub struct Twin {
     pub id: ReplicaId,
     pub core: Replica,
     pub service: Service,
+    /// The last checkpoint begun, or genesis: where an undo leads back to.
+    pub base: (Slot, Service),
+    /// What it has executed and does not know to be committed.
+    pub tentative: std::collections::BTreeMap<Slot, (Digest, Vec<Request>)>,
     /// `None` for a correct twin.
     pub puppet: Option<Puppet>,
     /// The states of late checkpoints, for those who fetch them.
@@ -68,6 +72,8 @@ impl Twin {
             id: config.me,
             core: Replica::new(config),
             service: Service::default(),
+            base: (Slot(0), Service::default()),
+            tentative: std::collections::BTreeMap::new(),
             puppet,
             snapshots: std::collections::BTreeMap::new(),
             restoring: None,

@@ -23,6 +23,8 @@ impl HostLog {
         self.accepted = slot;
         self.accepted_history = history;
         self.accepts = self.accepts.split_off(&slot.next());
+        // What was accepted below, in a view that was left elsewhere, may be another log than the committed one.
+        self.histories = self.histories.split_off(&slot.next());
         out.push(Decision::Jumped { slot, history });
     }
 

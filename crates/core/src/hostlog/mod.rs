@@ -450,8 +450,8 @@ impl HostLog {
                 slot,
                 history,
                 results,
-                view: _,
-            } => self.apply_results(sender, *slot, *history, results, out),
+                view,
+            } => self.apply_results(sender, (*view, *slot, *history), results, out),
             Entry::Checkpoint { slot, digest } => {
                 self.apply_checkpoint(sender, *slot, *digest, out)
             }
@@ -541,6 +541,12 @@ impl HostLog {
     #[must_use]
     pub fn current_view(&self) -> View {
         self.installed.max(self.fenced_to)
+    }
+
+    /// The view that was last installed, fenced or not.
+    #[must_use]
+    pub const fn installed(&self) -> View {
+        self.installed
     }
 
     /// The installed view while it is not fenced: the one in which this host orders or accepts.

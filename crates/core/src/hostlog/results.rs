@@ -21,7 +21,7 @@ pub const CHECKPOINTS_MAX: usize = 4;
 /// What the twins said about one slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub(super) struct ResultTally {
-    /// Each twin's first RESULT. Invariant: of distinct twins.
+    /// Each twin's first RESULT, or its first of a later view. Invariant: of distinct twins.
     said: Vec<Said>,
     /// The digests of each whole that was said, once, while they can still certify something.
     lists: BTreeMap<Digest, Vec<Digest>>,
@@ -40,6 +40,8 @@ impl ResultTally {
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 struct Said {
     twin: TwinId,
+    /// The view in which the host had accepted the slot, when tentative (4.8).
+    view: Option<View>,
     history: Digest,
     whole: Digest,
 }
@@ -48,36 +50,48 @@ impl HostLog {
     pub(super) fn apply_results(
         &mut self,
         sender: TwinId,
-        slot: Slot,
-        history: Digest,
+        (view, slot, history): (Option<View>, Slot, Digest),
         results: &[ResultMac],
         out: &mut Vec<Decision>,
     ) -> Result<(), Invalid> {
         if results.is_empty() || results.len() as u64 > self.bounds.batch_requests_max {
             return Err(Invalid("a RESULT of no requests or of too many"));
         }
+        if view.is_some_and(|view| view > self.installed) {
+            return Err(Invalid("a RESULT of a view that its host has not entered"));
+        }
         if !self.compares(slot) {
             return Ok(());
         }
+        // A tentative RESULT of a view that was left may be of a log that the next one has dropped (4.7).
+        let is_of_now = view.is_none_or(|view| view == self.installed);
         let known = self.histories.get(&slot);
-        if known.is_some_and(|(view, known)| *view == self.installed && *known != history) {
+        if is_of_now && known.is_some_and(|(v, known)| *v == self.installed && *known != history) {
             return Err(Invalid("a RESULT under a history that its host never had"));
         }
         let tally = self.results.entry(slot).or_default();
-        if tally.said.iter().any(|s| s.twin == sender) {
+        if tally
+            .said
+            .iter()
+            .any(|s| s.twin == sender && s.view >= view)
+        {
             return Ok(());
         }
+        tally.said.retain(|s| s.twin != sender);
         let each: Vec<Digest> = results.iter().map(|r| r.digest).collect();
         let whole = results_digest(&each);
         tally.said.push(Said {
             twin: sender,
+            view,
             history,
             whole,
         });
         let alone = is_out(Rule::ResultQuorum);
         let quorum = if alone { 1 } else { self.shape.twin_quorum() };
         let results = tally.compare(quorum, slot, each, out);
-        if tally.said.len() >= usize::from(self.shape.twins()) {
+        // One of an older view may come again under the history of this one.
+        let is_one = tally.said.iter().all(|s| s.history == history);
+        if tally.said.len() >= usize::from(self.shape.twins()) && is_one {
             self.results.remove(&slot);
         }
         self.shed_results();

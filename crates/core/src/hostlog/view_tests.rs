@@ -308,3 +308,55 @@ fn the_state_between_two_fences_survives_its_encoding_and_is_bounded() {
     );
     assert!(log.nv_proposals().count() <= 16);
 }
+
+fn result(view: Option<u64>, slot: u64, of: Digest) -> Entry {
+    Entry::Results {
+        slot: Slot(slot),
+        history: of,
+        view: view.map(View),
+        results: vec![twinbft_types::ResultMac {
+            digest: history(7),
+            mac: twinbft_types::Mac::default(),
+        }],
+    }
+}
+
+fn certifies(decisions: &[Decision]) -> bool {
+    let mut all = decisions.iter();
+    all.any(|d| matches!(d, Decision::Certified { .. }))
+}
+
+/// 4.7, 4.8: a twin may have executed tentatively what its host's next view has dropped, and its RESULT may come after the
+/// install. That is no fault, and does not stand in the way of the RESULT that it posts of the new log.
+#[test]
+fn a_tentative_result_of_a_view_that_was_left_is_no_fault_and_gives_way() {
+    let mut log = host(2, 2);
+    for slot in [1, 2] {
+        apply(&mut log, 0, &accept(0, slot));
+        apply(&mut log, 1, &accept(0, slot));
+    }
+    fence(&mut log, 2, 1);
+    apply(&mut log, 0, &nv_accept(1, 1));
+    apply(&mut log, 1, &nv_accept(1, 1));
+    let instead = Entry::Accept {
+        view: View(1),
+        slot: Slot(2),
+        history: history(20),
+    };
+    apply(&mut log, 0, &instead);
+    apply(&mut log, 1, &instead);
+    assert!(!certifies(&apply(
+        &mut log,
+        0,
+        &result(Some(0), 2, history(2))
+    )));
+    let as_of_now = result(Some(1), 2, history(2));
+    assert!(refused(&mut log, 1, &as_of_now).contains("never had"));
+    assert!(refused(&mut log, 1, &result(Some(2), 2, history(20))).contains("not entered"));
+    apply(&mut log, 1, &result(Some(1), 2, history(20)));
+    assert!(certifies(&apply(
+        &mut log,
+        0,
+        &result(Some(1), 2, history(20))
+    )));
+}

@@ -182,22 +182,35 @@ impl Replica {
     }
 
     /// The log with which a view begins is the host's from now on: this twin's own slots are brought into line with it,
-    /// as far as it holds it. The rest is fetched ([`super::catchup`]).
-    pub(super) fn adopt(&mut self, slot: Slot, history: Digest) {
+    /// as far as it holds it. The rest is fetched ([`super::catchup`]). Answers up to where what this twin had is in it.
+    pub(super) fn adopt(&mut self, slot: Slot, history: Digest) -> Slot {
         self.take_over_chain(slot, history);
-        if self.owns(slot, history) {
-            self.slots.drop_from(slot.next());
-        } else if let Some(index) = self.joined((slot, history)) {
-            self.slots
-                .drop_from(self.chain.fetches[index].missing.0.next());
-            for (slot, data) in self.take_chain((slot, history)) {
-                self.slots.insert(slot, data);
-            }
+        let committed = self.commit.committed();
+        let sure = if self.owns(slot, history) {
+            // What is committed beyond, and this twin has fetched before it entered, extends it.
+            let sure = slot.max(committed);
+            self.slots.drop_from(sure.next());
+            sure
+        } else if self.is_joined((slot, history)) {
+            self.join_chain((slot, history))
         } else {
             // Only what is committed is sure to be in it.
-            self.slots.drop_from(self.commit.committed().next());
-        }
+            self.slots.drop_from(committed.next());
+            committed
+        };
         self.chain.forget();
+        sure.max(committed)
+    }
+
+    /// Makes a log that is joined this twin's own. Answers up to where its own slots were that log's already.
+    pub(super) fn join_chain(&mut self, target: (Slot, Digest)) -> Slot {
+        let index = self.joined(target).expect("the caller has seen it");
+        let sure = self.chain.fetches[index].missing.0;
+        self.slots.drop_from(sure.next());
+        for (slot, data) in self.take_chain(target) {
+            self.slots.insert(slot, data);
+        }
+        sure
     }
 
     /// The fetched slots of this log, which is joined, for this twin's own.

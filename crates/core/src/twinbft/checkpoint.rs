@@ -142,6 +142,8 @@ impl Replica {
             timestamp_us,
         };
         self.checkpoints.begun.insert(slot, begun);
+        let kept = self.is_tentative().then(|| image.clone());
+        self.execution.set_base(slot, kept.unwrap_or_default());
         out.push(Effect::Checkpoint(Checkpoint {
             slot,
             history,

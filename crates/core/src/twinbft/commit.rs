@@ -115,7 +115,7 @@ impl Commit {
     }
 
     /// What an acceptance in `view` up to `slot` that is not certified by another host is worth.
-    fn counted(&self, view: View, slot: Slot) -> Slot {
+    pub fn counted(&self, view: View, slot: Slot) -> Slot {
         match self.reopened {
             Some((of, restored)) if of == view && slot <= restored => Slot(0),
             Some(_) | None => slot,

@@ -100,8 +100,8 @@ impl Replica {
                 slot,
                 history,
                 results,
-                ..
-            } => self.note_results(sender, *slot, *history, results),
+                view,
+            } => self.note_results(sender, (*view, *slot, *history), results),
             _ => {}
         }
     }
@@ -125,7 +125,7 @@ impl Replica {
                 history,
             } => self.handle_accepted(view, slot, history, out),
             Decision::Jumped { slot, history: _ } => self.handle_jumped(slot, out),
-            Decision::Opened => self.handle_opened(),
+            Decision::Opened => self.handle_opened(out),
             Decision::Forgotten { nonce: _ } => self.void_promises(out),
             Decision::Recovered => {}
             Decision::Renewed { incarnation, nonce } => self.handle_renewed(incarnation, nonce),
@@ -211,9 +211,12 @@ impl Replica {
                 seq,
                 slot,
                 history,
-                view: _,
+                view,
                 result,
-            } => self.handle_result_again(sender, (*client, *seq), *slot, *history, *result, out),
+            } => {
+                let what = (*view, *slot, *history);
+                self.handle_result_again(sender, (*client, *seq), what, *result, out);
+            }
             _ => {}
         }
     }
@@ -254,6 +257,7 @@ impl Replica {
                 beat: None,
             } => self.join_ack(*view, *slot, *history, out),
             Statement::Report { .. } => self.join_report(statement, out),
+            Statement::Committed { slot, history } => self.join_committed(*slot, *history, out),
             _ => {}
         }
         if let Some(certificate) = self.book.sign(statement, authenticator.clone()) {
@@ -294,14 +298,12 @@ impl Replica {
                 };
                 self.send_forward(certificate, request, out);
             }
+            Statement::Committed { .. } => self.send_committed(&certificate, out),
             Statement::RecoveryAnswer { to, .. } | Statement::Report { of: to, .. } => {
                 self.send_answer(*to, certificate, out);
             }
             // ORDERs are sent with their batches, REPLYs to clients, RECOVERYs until they are answered.
-            Statement::Order { .. }
-            | Statement::Reply { .. }
-            | Statement::Committed { .. }
-            | Statement::Recovery { .. } => {}
+            Statement::Order { .. } | Statement::Reply { .. } | Statement::Recovery { .. } => {}
         }
     }
 

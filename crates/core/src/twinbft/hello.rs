@@ -132,8 +132,8 @@ impl Replica {
     }
 
     /// The host goes on in the new epoch. What a HELLO raised is committed only by what comes now.
-    pub(super) fn handle_opened(&mut self) {
-        self.adopt_log();
+    pub(super) fn handle_opened(&mut self, out: &mut Effects) {
+        self.adopt_log(out);
         let (slot, view) = (self.log.accepted().0, self.log.current_view());
         self.commit.reopen(view, slot);
     }

@@ -40,6 +40,7 @@ mod suspicion;
 mod transfer;
 mod views;
 mod voting;
+mod vouch;
 
 use std::sync::Arc;
 
@@ -85,6 +86,7 @@ use transfer::Transfer;
 pub use transfer::TransferProgress;
 use views::Views;
 use voting::Voting;
+use vouch::Vouching;
 
 /// The epoch of a log that nobody can have forgotten anything of.
 const FIRST_EPOCH: Epoch = Epoch(1);
@@ -124,6 +126,7 @@ pub struct Replica {
     catchup: CatchUp,
     transfer: Transfer,
     serving: Serving,
+    vouching: Vouching,
     recovery: Recovery,
     amnesia: Amnesia,
     peers: Peers,
@@ -174,6 +177,7 @@ impl Replica {
             catchup: CatchUp::default(),
             transfer: Transfer::default(),
             serving: Serving::default(),
+            vouching: Vouching::default(),
             recovery: Recovery::default(),
             amnesia: Amnesia::default(),
             peers: Peers::default(),
@@ -288,6 +292,7 @@ impl Replica {
         }
         self.poll_catchup(out);
         self.poll_transfer(out);
+        self.poll_vouched(out);
         self.poll_serving(out);
         self.poll_waiting(out);
         self.poll_commit();
@@ -506,7 +511,10 @@ impl Replica {
             Statement::Order { .. } => Err(unexpected(from, "ORDER without its batch")),
             Statement::Forward { .. } => Err(unexpected(from, "FORWARD without its request")),
             Statement::Reply { .. } => Err(unexpected(from, "REPLY")),
-            Statement::Committed { .. } => Err(unexpected(from, "COMMITTED")),
+            Statement::Committed { slot, history } => {
+                self.handle_committed(from, (slot, history), certificate, out);
+                Ok(())
+            }
             Statement::Recovery { incarnation, nonce } => {
                 if signed.incarnation != incarnation {
                     return Err(unexpected(from, "RECOVERY of another incarnation"));

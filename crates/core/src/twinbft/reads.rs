@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use twinbft_types::{Digest, Domain, Mac, Position, ProcessId, Query, QueryAnswer, Slot};
+use twinbft_types::{Digest, Domain, Mac, Position, ProcessId, Query, QueryAnswer, Slot, View};
 
 use super::Replica;
 use crate::fault::PeerFault;
@@ -30,6 +30,8 @@ struct Pending {
     /// `n_acc` as of that entry, once this twin has read so far.
     target: Option<Slot>,
     asked: bool,
+    /// The installed view when the service was asked, when execution is tentative (7).
+    view: Option<View>,
 }
 
 impl Reads {
@@ -87,6 +89,7 @@ impl Replica {
             log_end,
             target: None,
             asked: false,
+            view: None,
         };
         self.reads.pending.insert(self.reads.next_token, pending);
         self.reads.next_token += 1;
@@ -97,6 +100,7 @@ impl Replica {
     pub(super) fn poll_reads(&mut self, out: &mut Effects) {
         let end = self.log.end();
         let (accepted, executed) = (self.log.accepted().0, self.execution.executed());
+        let view = self.is_tentative().then(|| self.log.installed());
         let mut first_waiting = self.reads.next_token;
         for (token, pending) in self.reads.pending.range_mut(self.reads.first_waiting..) {
             if pending.target.is_none() && (end >= pending.log_end || is_out(Rule::ReadLogEnd)) {
@@ -107,6 +111,8 @@ impl Replica {
             }
             if pending.target.is_some_and(|target| target <= executed) {
                 pending.asked = true;
+                // What the service has been handed is in the log of this view, or committed.
+                pending.view = view;
                 out.push(Effect::Query {
                     token: *token,
                     operation: pending.query.operation.clone(),
@@ -116,6 +122,15 @@ impl Replica {
             }
         }
         self.reads.first_waiting = first_waiting;
+    }
+
+    /// A view begins with a log that ends here (6): what was accepted beyond is no more, and nobody can have seen it as
+    /// committed, so no read has to wait for it.
+    pub(super) fn reads_dropped(&mut self, end: Slot) {
+        let first = self.reads.first_waiting;
+        for (_, pending) in self.reads.pending.range_mut(first..) {
+            pending.target = pending.target.map(|target| target.min(end));
+        }
     }
 
     pub(super) fn handle_queried(
@@ -130,12 +145,12 @@ impl Replica {
             .pending
             .remove(&token)
             .expect("the service answers what it was asked");
-        let client = pending.query.client;
+        let (client, view) = (pending.query.client, pending.view);
         let answer = QueryAnswer {
             replica: self.config.me,
             client,
             nonce: pending.query.nonce,
-            view: None,
+            view,
             version,
             result: Digest::of(&result),
         };

@@ -351,7 +351,9 @@ impl Replica {
         replica.recovery.is_new_epoch = recovered.is_new_epoch;
         replica.recovery.take_memory(&recovered_memory);
         replica.amnesia = Amnesia::new(recovered.nonce);
-        replica.adopt_log();
+        let mut nothing = Effects::default();
+        replica.adopt_log(&mut nothing);
+        assert!(nothing.0.is_empty(), "nothing is executed yet");
         replica.recall_questions();
         Ok(replica)
     }
@@ -364,7 +366,9 @@ impl Replica {
     ) -> Result<CheckpointParts, DecodeError> {
         let bounds = Self::session_bounds(&self.config.tuning);
         self.sessions = SessionTable::from_image(bounds, &checkpoint.sessions)?;
-        self.execution.stand_at(checkpoint.slot);
+        let base = self.is_tentative().then(|| checkpoint.sessions.clone());
+        self.execution
+            .stand_at(checkpoint.slot, base.unwrap_or_default());
         self.commit.stand_at(checkpoint.slot);
         self.stable = checkpoint.slot;
         self.chain.stand_at(checkpoint.slot, checkpoint.history);
@@ -389,13 +393,13 @@ impl Replica {
         assert_eq!(self.log.end(), position, "STATE is that of its position");
         self.own.begin_again();
         self.mutes.begin_again();
-        self.adopt_log();
+        self.adopt_log(out);
         // The host may have certified in the meantime what this twin said before: nobody says it again.
         self.poll_stable(out);
     }
 
     /// The host's automaton was replaced by an agreed STATE: this twin's own side of it follows.
-    pub(super) fn adopt_log(&mut self) {
+    pub(super) fn adopt_log(&mut self, out: &mut Effects) {
         self.book.renew(self.log.incarnation(self.config.host()));
         let (accepted, accepted_history) = self.log.accepted();
         let committed = self.commit.committed();
@@ -406,6 +410,7 @@ impl Replica {
             committed
         };
         self.slots.drop_from(sure.next());
+        self.undo_above(sure, out);
         self.recall_checkpoint();
         self.backup.leave_view();
         self.backup.set_tip(self.held_end(accepted));
@@ -535,6 +540,7 @@ impl Replica {
                 }
                 Effect::Reply(_) | Effect::Answer { .. } => {}
                 Effect::Execute(_)
+                | Effect::Rollback { .. }
                 | Effect::Checkpoint(_)
                 | Effect::KeepSnapshots { .. }
                 | Effect::ReadChunk { .. }
@@ -695,7 +701,7 @@ impl Replica {
             Entry::Jump { slot, .. } => *slot > accepted,
             Entry::Results { .. } => self.is_still_wanted(promise),
             // Whoever asked asks again.
-            Entry::Peer { .. } | Entry::Relay { .. } => false,
+            Entry::Peer { .. } | Entry::Relay { .. } | Entry::ResultAgain { .. } => false,
             Entry::Sign {
                 statement: Statement::Order { slot, .. },
                 ..

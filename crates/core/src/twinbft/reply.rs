@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use twinbft_types::wire::{Outcome, Reply};
 use twinbft_types::{
-    ClientId, Digest, Entry, HostId, Mac, RequestRef, ResultMac, Seq, Slot, TwinId,
+    ClientId, Digest, Entry, HostId, Mac, RequestRef, ResultMac, Seq, Slot, TwinId, View,
 };
 
 use super::Replica;
 use crate::io::{Effect, Effects, Refusal};
+use crate::record::Record;
 
 /// Slots whose MACs are kept until their replies are sent; the lowest gives way.
 const SLOTS_MAX: usize = 256;
@@ -19,13 +20,23 @@ const AGAIN_MAX: usize = 1024;
 /// The same request is answered again at most this often.
 const AGAIN_EVERY_US: u64 = 50_000;
 
-/// What each twin said about one slot, for the MACs in it.
-type Said = Vec<(TwinId, Digest, Vec<ResultMac>)>;
+/// What a twin said about one slot, for the MACs in it.
+#[derive(Debug)]
+struct Said {
+    twin: TwinId,
+    /// Only when tentative (4.8).
+    view: Option<View>,
+    history: Digest,
+    results: Vec<ResultMac>,
+}
+
+/// A result that `q` twins certify: the view in which it is tentative, its digest, and their MACs.
+type Certified = (Option<View>, Digest, Vec<(TwinId, Mac)>);
 
 /// Replies under way.
 #[derive(Clone, Debug, Default)]
 pub struct Replies {
-    slots: BTreeMap<Slot, Said>,
+    slots: BTreeMap<Slot, Vec<Said>>,
     /// Certified requests of slots that this twin has not executed yet itself.
     late: BTreeMap<Slot, (TwinId, Digest, Vec<usize>)>,
     /// Slots whose replies went out before this twin's RESULT was read back.
@@ -39,7 +50,17 @@ pub struct Replies {
 #[derive(Clone, Debug, Default)]
 struct Again {
     posted_us: Option<u64>,
-    said: Vec<(TwinId, Slot, Digest, ResultMac)>,
+    /// Of each twin its latest tentative word and its latest committed one.
+    said: Vec<AgainSaid>,
+}
+
+#[derive(Debug)]
+struct AgainSaid {
+    twin: TwinId,
+    view: Option<View>,
+    slot: Slot,
+    history: Digest,
+    result: ResultMac,
 }
 
 impl Replies {
@@ -49,6 +70,14 @@ impl Replies {
 
     pub const fn cross_checked(&self) -> u64 {
         self.cross_checked
+    }
+
+    /// Drops what was said of slots above this one.
+    fn drop_above(&mut self, slot: Slot) {
+        let above = slot.next();
+        self.slots.split_off(&above);
+        self.late.split_off(&above);
+        self.early.split_off(&above);
     }
 
     fn again(&mut self, client: ClientId, seq: Seq) -> &mut Again {
@@ -70,8 +99,7 @@ impl Replica {
     pub(super) fn note_results(
         &mut self,
         sender: TwinId,
-        slot: Slot,
-        history: Digest,
+        (view, slot, history): (Option<View>, Slot, Digest),
         results: &[ResultMac],
     ) {
         // What counts for nothing in the log is not kept either: no reply may rest on it, and it may be large.
@@ -80,10 +108,17 @@ impl Replica {
             return;
         }
         let said = self.replies.slots.entry(slot).or_default();
-        if said.iter().any(|(twin, _, _)| *twin == sender) {
+        // As the log counts them: a twin's first, or its first of a later view.
+        if said.iter().any(|s| s.twin == sender && s.view >= view) {
             return;
         }
-        said.push((sender, history, results.to_vec()));
+        said.retain(|s| s.twin != sender);
+        said.push(Said {
+            twin: sender,
+            view,
+            history,
+            results: results.to_vec(),
+        });
         if self.replies.slots.len() > SLOTS_MAX {
             self.replies.slots.pop_first();
         }
@@ -115,6 +150,18 @@ impl Replica {
         }
     }
 
+    /// A view begins with a log that ends here (6): nothing that was said of slots beyond counts for those that take
+    /// their place.
+    pub(super) fn replies_dropped(&mut self, end: Slot) {
+        self.replies.drop_above(end);
+    }
+
+    /// Slots above this one are executed again, perhaps others: what certifies their results may come again too.
+    pub(super) fn replies_undone(&mut self, base: Slot) {
+        self.replies.late.split_off(&base.next());
+        self.replies.early.split_off(&base.next());
+    }
+
     /// This twin has executed a slot whose results its siblings had certified before.
     pub(super) fn reply_late(&mut self, slot: Slot, out: &mut Effects) {
         if let Some((last, history, places)) = self.replies.late.remove(&slot) {
@@ -139,9 +186,9 @@ impl Replica {
                 continue;
             };
             if self.sends_reply(request.client, slot, batch, last)
-                && let Some((digest, macs)) = self.matching_macs(slot, history, *place)
+                && let Some(certified) = self.matching_macs(slot, history, *place)
             {
-                self.send_reply(request, (slot, digest), macs, false, out);
+                self.send_reply(request, slot, certified, false, out);
             }
         }
     }
@@ -151,7 +198,7 @@ impl Replica {
     /// of the slot's are. A REPLY is signed under release: the slot is decided or accepted in the log (4.8).
     pub(super) fn reply_early(
         &mut self,
-        slot: Slot,
+        (view, slot): (Option<View>, Slot),
         history: Digest,
         own: &[ResultMac],
         out: &mut Effects,
@@ -160,12 +207,14 @@ impl Replica {
         let Some(said) = self.replies.slots.get(&slot) else {
             return false;
         };
-        let equal = |(_, h, results): &(TwinId, Digest, Vec<ResultMac>)| {
+        let equal = |s: &Said| {
             let same = |(a, b): (&ResultMac, &ResultMac)| a.digest == b.digest;
-            *h == history && results.len() == own.len() && results.iter().zip(own).all(same)
+            (s.view, s.history) == (view, history)
+                && s.results.len() == own.len()
+                && s.results.iter().zip(own).all(same)
         };
         let me = self.config.twin();
-        let others = said.iter().filter(|(twin, _, _)| *twin != me).count();
+        let others = said.iter().filter(|s| s.twin != me).count();
         let is_last = others == said.len()
             && others + 1 == usize::from(shape.twins())
             && said.iter().all(equal);
@@ -177,10 +226,10 @@ impl Replica {
         for (place, (request, own)) in data.requests.iter().zip(own).enumerate() {
             let mut macs: Vec<(TwinId, Mac)> = said
                 .iter()
-                .filter_map(|(twin, _, results)| Some((*twin, results.get(place)?.mac)))
+                .filter_map(|s| Some((s.twin, s.results.get(place)?.mac)))
                 .collect();
             macs.push((self.config.twin(), own.mac));
-            self.send_reply(request, (slot, own.digest), macs, false, out);
+            self.send_reply(request, slot, (view, own.digest, macs), false, out);
         }
         self.replies.early.insert(slot);
         if self.replies.early.len() > SLOTS_MAX {
@@ -222,20 +271,15 @@ impl Replica {
         senders.nth(place) == Some(self.config.twin())
     }
 
-    /// The MACs of the twins whose result at this place is the certified one.
-    fn matching_macs(
-        &self,
-        slot: Slot,
-        history: Digest,
-        place: usize,
-    ) -> Option<(Digest, Vec<(TwinId, Mac)>)> {
-        let said: Vec<(TwinId, ResultMac)> = self
+    /// The MACs of the twins whose result at this place is the certified one, in one view.
+    fn matching_macs(&self, slot: Slot, history: Digest, place: usize) -> Option<Certified> {
+        let said: Vec<(TwinId, Option<View>, ResultMac)> = self
             .replies
             .slots
             .get(&slot)?
             .iter()
-            .filter(|(_, h, _)| *h == history)
-            .filter_map(|(twin, _, results)| Some((*twin, *results.get(place)?)))
+            .filter(|s| s.history == history)
+            .filter_map(|s| Some((s.twin, s.view, *s.results.get(place)?)))
             .collect();
         quorum_of(&said, self.config.shape.twin_quorum())
     }
@@ -243,8 +287,8 @@ impl Replica {
     fn send_reply(
         &self,
         request: &RequestRef,
-        (slot, digest): (Slot, Digest),
-        macs: Vec<(TwinId, Mac)>,
+        slot: Slot,
+        (view, digest, macs): Certified,
         again: bool,
         out: &mut Effects,
     ) {
@@ -266,7 +310,7 @@ impl Replica {
             host: self.config.host(),
             incarnation: self.log.incarnation(self.config.host()),
             slot,
-            view: None,
+            view,
             client: request.client,
             seq: request.seq,
             outcome,
@@ -315,15 +359,22 @@ impl Replica {
             seq,
             digest: Digest::ZERO,
         };
-        let result = self.result_mac(kept.slot, &request, kept.digest);
-        out.post(Entry::ResultAgain {
-            client,
-            seq,
-            slot: kept.slot,
-            history: kept.history,
-            view: None,
-            result,
-        });
+        let views: Vec<Option<View>> = self.repeat_views(kept.slot).collect();
+        for view in views {
+            let entry = Entry::ResultAgain {
+                client,
+                seq,
+                slot: kept.slot,
+                history: kept.history,
+                view,
+                result: self.result_mac((view, kept.slot), &request, kept.digest),
+            };
+            // 3, durability rule.
+            if view.is_some() {
+                out.push(Effect::Persist(Record::Promise(entry.clone())));
+            }
+            out.post(entry);
+        }
     }
 
     /// A twin's answer to a retransmission is in the log; when `q` agree, all send.
@@ -331,40 +382,47 @@ impl Replica {
         &mut self,
         sender: TwinId,
         (client, seq): (ClientId, Seq),
-        slot: Slot,
-        history: Digest,
+        (view, slot, history): (Option<View>, Slot, Digest),
         result: ResultMac,
         out: &mut Effects,
     ) {
         let again = self.replies.again(client, seq);
-        again.said.retain(|(twin, ..)| *twin != sender);
-        again.said.push((sender, slot, history, result));
-        let said: Vec<(TwinId, ResultMac)> = again
+        again
+            .said
+            .retain(|s| s.twin != sender || s.view.is_some() != view.is_some());
+        again.said.push(AgainSaid {
+            twin: sender,
+            view,
+            slot,
+            history,
+            result,
+        });
+        let said: Vec<(TwinId, Option<View>, ResultMac)> = again
             .said
             .iter()
-            .filter(|(_, s, h, _)| *s == slot && *h == history)
-            .map(|(twin, _, _, result)| (*twin, *result))
+            .filter(|s| (s.view, s.slot, s.history) == (view, slot, history))
+            .map(|s| (s.twin, s.view, s.result))
             .collect();
         let quorum = quorum_of(&said, self.config.shape.twin_quorum());
-        if let Some((digest, macs)) = quorum {
+        if let Some(certified) = quorum {
             let request = RequestRef {
                 client,
                 seq,
                 digest: Digest::ZERO,
             };
-            self.send_reply(&request, (slot, digest), macs, true, out);
+            self.send_reply(&request, slot, certified, true, out);
         }
     }
 }
 
-/// The result that `quorum` twins agree on, with their MACs.
-fn quorum_of(said: &[(TwinId, ResultMac)], quorum: usize) -> Option<(Digest, Vec<(TwinId, Mac)>)> {
-    said.iter().find_map(|(_, candidate)| {
+/// The result that `quorum` twins agree on, in one view, with their MACs.
+fn quorum_of(said: &[(TwinId, Option<View>, ResultMac)], quorum: usize) -> Option<Certified> {
+    said.iter().find_map(|(_, view, candidate)| {
         let macs: Vec<(TwinId, Mac)> = said
             .iter()
-            .filter(|(_, result)| result.digest == candidate.digest)
-            .map(|(twin, result)| (*twin, result.mac))
+            .filter(|(_, v, result)| (v, result.digest) == (view, candidate.digest))
+            .map(|(twin, _, result)| (*twin, result.mac))
             .collect();
-        (macs.len() >= quorum).then_some((candidate.digest, macs))
+        (macs.len() >= quorum).then_some((*view, candidate.digest, macs))
     })
 }

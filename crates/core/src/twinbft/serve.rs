@@ -94,7 +94,14 @@ impl Replica {
     }
 
     /// Somebody lags: this twin offers the next checkpoint that can be reached by batches, and the one whose state it has.
-    pub(super) fn handle_fetch_checkpoint(&self, from: ReplicaId, above: Slot, out: &mut Effects) {
+    /// It also vouches for what it knows to be committed.
+    pub(super) fn handle_fetch_checkpoint(
+        &mut self,
+        from: ReplicaId,
+        above: Slot,
+        out: &mut Effects,
+    ) {
+        self.vouch_to(from, above, out);
         let offers = [self.past.bridge(above), self.stable_offer(above)];
         for mut offer in offers.into_iter().flatten() {
             // A host believes its own word by its own log.

@@ -57,6 +57,8 @@ pub struct Status {
     pub incarnation: Incarnation,
     /// What the disk remembered at the start, until it is over: `whole`, `unsure` (its last promises may be missing) or `lost`.
     pub memory: &'static str,
+    /// How often slots that were executed tentatively were undone (protocol.md 4.7).
+    pub undone: u64,
     /// Requests that wait for a slot here.
     pub pending: usize,
     /// How far the fetch of a checkpoint is, while there is one.
@@ -117,6 +119,7 @@ impl Replica {
             view_changes: self.views.changes(),
             incarnation: self.log.incarnation(me.host),
             memory: self.recovery.memory(),
+            undone: self.execution.undone(),
             pending: self.pool.len(),
             transfer,
             transfers: self.transfer.done(),
@@ -125,6 +128,12 @@ impl Replica {
                 .filter(|twin| self.log.is_quarantined(*twin))
                 .collect(),
         }
+    }
+
+    /// The last slot that this replica knows to be committed.
+    #[must_use]
+    pub const fn committed(&self) -> Slot {
+        self.commit.committed()
     }
 
     /// The view that a client should know: a hint for whom to ask.

@@ -122,13 +122,19 @@ impl Replica {
             || self.behind().is_some()
     }
 
+    /// Whether this twin may be behind without knowing of any slot: it has left a view that others may have stayed in, or
+    /// hears nothing of its primary.
+    fn hears_nothing(&self) -> bool {
+        self.log.entering().is_some() || self.suspicion.wished() > self.log.current_view()
+    }
+
     /// Notices that execution stands still, asks for a checkpoint, and for its chunks.
     pub(super) fn poll_transfer(&mut self, out: &mut Effects) {
         if self.poll_bridge(out) {
             self.transfer.ask_at_us = self.now.mono_us;
         }
         let begun = self.execution.begun();
-        if !self.lacks_next() {
+        if !self.lacks_next() && !self.hears_nothing() {
             self.transfer.stuck = None;
         } else if self.transfer.stuck.is_none_or(|(slot, _)| slot != begun) {
             self.transfer.stuck = Some((begun, self.now.mono_us));
@@ -153,7 +159,8 @@ impl Replica {
             .is_some_and(|at| at <= self.now.mono_us)
         {
             self.transfer.ask_at_us = self.now.mono_us + ASK_EVERY_US;
-            let question = Arc::new(PeerMessage::FetchCheckpoint { above: begun });
+            let above = begun.min(self.commit.committed());
+            let question = Arc::new(PeerMessage::FetchCheckpoint { above });
             self.send_to_all(&question, out);
         }
     }
@@ -459,10 +466,11 @@ impl Replica {
         let me = self.config.twin();
         let is_known = slot <= self.commit.committed() && slot <= self.execution.executed();
         let wanted = self.log.jumps().find_map(|(twin, s, history)| {
-            (twin != me && s == slot && self.history_of(s) == Some(history)).then_some(history)
+            let is_own = twin != me && s == slot && self.history_of(s) == Some(history);
+            (is_own && (is_known || self.is_vouched(s, history))).then_some(history)
         });
         let has_posted = self.log.jumps().any(|(twin, s, _)| twin == me && s >= slot);
-        if wanted.is_some() && is_known && !has_posted && slot > self.log.accepted().0 {
+        if wanted.is_some() && !has_posted && slot > self.log.accepted().0 {
             self.jump(slot, out);
         }
     }

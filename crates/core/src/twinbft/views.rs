@@ -452,7 +452,10 @@ impl Replica {
         self.suspect_anew(false);
         self.leader_voided(slot.next());
         self.backup.leave_view();
-        self.adopt(slot, history);
+        let sure = self.adopt(slot, history);
+        self.undo_above(sure, out);
+        self.replies_dropped(slot);
+        self.reads_dropped(slot);
         self.backup.set_tip(self.held_end(slot));
         self.rebuild_in_log(slot);
         if let Some(statement) = self.log.new_view() {
@@ -461,6 +464,11 @@ impl Replica {
         } else {
             // 6: the host then ACKs (w, n).
             self.handle_accepted(view, slot, history, out);
+            // 5: what the host had jumped to before it entered lies beyond the log with which the view began.
+            let committed = self.commit.committed();
+            if committed > slot {
+                self.jump(committed, out);
+            }
             // Its checkpoint is above what the install has lowered n_acc to.
             if slot < self.stable {
                 self.jump(self.stable, out);

@@ -21,6 +21,13 @@ impl Driver {
             }
             Effect::Send { to, message } => self.outbound.peers.push((to, message)),
             Effect::Execute(batch) => self.submit(Job::Execute(batch))?,
+            Effect::Rollback { slot } => {
+                tracing::info!(
+                    slot = slot.0,
+                    "the new view has dropped slots that were executed tentatively; executing again from the last checkpoint"
+                );
+                self.submit(Job::Rollback { slot })?;
+            }
             Effect::Checkpoint(checkpoint) => {
                 self.submit(Job::Checkpoint(Box::new(checkpoint)))?;
             }

@@ -10,7 +10,7 @@ use twinbft_types::{
     Statement, TwinId, View,
 };
 
-use super::{Violation, violation};
+use super::{Truth, Violation, violation};
 
 /// What a host may decide once only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -261,6 +261,7 @@ impl Observer {
         shape: Shape,
         certificate: &Certificate,
         rings: impl Iterator<Item = &'a KeyRing>,
+        truth: &mut Truth,
     ) -> Result<(), Violation> {
         let statement = &certificate.signed.statement;
         if certificate.authenticators.len() < shape.twin_quorum()
@@ -270,6 +271,10 @@ impl Observer {
         }
         for ring in rings {
             if ring.count_valid(shape, certificate) >= shape.twin_quorum() {
+                // 5: no log decides a commit; what was executed says whether it is true.
+                if let Statement::Committed { slot, history } = *statement {
+                    return truth.vouch(slot, history);
+                }
                 return Err(violation(
                     2,
                     format!(

@@ -46,6 +46,8 @@ type Executed = (Digest, Vec<(ClientId, Seq, bytes::Bytes)>);
 pub struct Truth {
     /// Each slot's history and what it executed, as the first twin did.
     slots: BTreeMap<Slot, Executed>,
+    /// What valid COMMITTED certificates say of slots.
+    vouched: BTreeMap<Slot, Digest>,
     executed: BTreeMap<(ClientId, Seq), Slot>,
     /// Registers after the last slot, and the slot of each write.
     writes: BTreeMap<u8, Vec<(Slot, u64)>>,
@@ -61,6 +63,14 @@ impl Truth {
     ) -> Result<(), Violation> {
         let first = agreement::check(&self.slots, slot, history, requests)?;
         if first {
+            if let Some(said) = self.vouched.get(&slot).filter(|said| **said != history) {
+                return Err(violation(
+                    2,
+                    format!(
+                        "{slot} is certified as committed with history {said:?}, and is {history:?}"
+                    ),
+                ));
+            }
             once::check(&mut self.executed, slot, requests)?;
             for request in requests {
                 if let Some(crate::service::Operation::Write { key, value }) =
@@ -83,6 +93,19 @@ impl Truth {
     pub fn holds(&self, slot: Slot, client: ClientId, seq: Seq) -> bool {
         let executed = self.slots.get(&slot);
         executed.is_some_and(|(_, what)| what.iter().any(|(c, s, _)| (*c, *s) == (client, seq)))
+    }
+
+    /// A valid certificate says that this slot is committed.
+    pub fn vouch(&mut self, slot: Slot, history: Digest) -> Result<(), Violation> {
+        let executed = self.slots.get(&slot).map(|(history, _)| *history);
+        let known = *self.vouched.entry(slot).or_insert(history);
+        if known == history && executed.is_none_or(|executed| executed == history) {
+            return Ok(());
+        }
+        Err(violation(
+            2,
+            format!("{slot} is certified as committed with history {history:?}"),
+        ))
     }
 
     /// The last executed slot.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use twinbft_core::Tuning;
+use twinbft_core::{Execution, Tuning};
 use twinbft_types::{HostId, ReplicaId, Shape};
 
 use super::{CLIENTS, ClientKind, ClientPlan, CrashPoint, Fault, HostMask, Loss, Scenario, Span};
@@ -34,6 +34,9 @@ const SHAPES: [(u8, u8); 20] = [
     (6, 2),
 ];
 
+/// Those in which tentative execution makes the most difference.
+const LARGE_SHAPES: [(u8, u8); 6] = [(5, 2), (4, 2), (5, 2), (5, 3), (7, 2), (4, 3)];
+
 const BAD_CLIENTS: [ClientKind; 7] = [
     ClientKind::HalfAuthentic,
     ClientKind::SpoiltMacs,
@@ -49,9 +52,18 @@ impl Scenario {
     #[must_use]
     pub fn from_seed(seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let (hosts, twins) = SHAPES[rng.random_range(0..SHAPES.len())];
-        let shape = Shape::new(hosts, twins).expect("listed shapes are valid");
-        let tuning = draw_tuning(&mut rng);
+        let mut drawn = SHAPES[rng.random_range(0..SHAPES.len())];
+        let mut tuning = draw_tuning(&mut rng);
+        // By dice of its own, so that a seed has the same faults in either mode.
+        let mut dice = ChaCha8Rng::seed_from_u64(seed ^ 0x7465_6e74);
+        if dice.random_bool(0.4) {
+            tuning.execution = Execution::Tentative;
+            // With more than three hosts the backups, too, execute what is not committed.
+            if dice.random_bool(0.6) {
+                drawn = LARGE_SHAPES[dice.random_range(0..LARGE_SHAPES.len())];
+            }
+        }
+        let shape = Shape::new(drawn.0, drawn.1).expect("listed shapes are valid");
         let clients = draw_clients(&mut rng);
         let chance = |rng: &mut ChaCha8Rng| {
             let faulty = rng.random_bool(0.35);

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+use twinbft_core::Execution;
 use twinbft_types::ReplicaId;
 
 use super::{Fault, Scenario};
 
 /// One thing less. On the command line: `fault:2`, `double:1/0`, `client:3`, `operations:4`, `depth`, `fast-reads`,
-/// `loss`, `duplication`, `delay`, `batch`, `pipeline`.
+/// `loss`, `duplication`, `delay`, `batch`, `pipeline`, `committed`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Edit {
     /// Without the fault of this number in the seed's own scenario.
@@ -33,6 +34,8 @@ pub enum Edit {
     Batch,
     /// One slot at a time.
     Pipeline,
+    /// Only what is committed is executed.
+    Committed,
 }
 
 impl fmt::Display for Edit {
@@ -49,6 +52,7 @@ impl fmt::Display for Edit {
             Self::Delay => f.write_str("delay"),
             Self::Batch => f.write_str("batch"),
             Self::Pipeline => f.write_str("pipeline"),
+            Self::Committed => f.write_str("committed"),
         }
     }
 }
@@ -76,6 +80,7 @@ impl FromStr for Edit {
             "delay" => Self::Delay,
             "batch" => Self::Batch,
             "pipeline" => Self::Pipeline,
+            "committed" => Self::Committed,
             _ => return Err(wrong()),
         })
     }
@@ -116,6 +121,7 @@ impl Scenario {
             Edit::Delay => self.delay_us_max = 50,
             Edit::Batch => self.tuning.batch_requests_max = 1,
             Edit::Pipeline => self.tuning.pipeline_depth = 1,
+            Edit::Committed => self.tuning.execution = Execution::Committed,
         }
     }
 
@@ -144,6 +150,10 @@ impl Scenario {
             (self.clients.iter().any(|c| c.depth > 1), Edit::Depth),
             (self.tuning.batch_requests_max > 1, Edit::Batch),
             (self.tuning.pipeline_depth > 1, Edit::Pipeline),
+            (
+                self.tuning.execution == Execution::Tentative,
+                Edit::Committed,
+            ),
         ];
         edits.extend(calmer.into_iter().filter(|(on, _)| *on).map(|(_, e)| e));
         edits.retain(|e| !matches!(e, Edit::Operations(n) if *n == 0 || *n >= most));

@@ -3,7 +3,7 @@
 
 use rand::RngExt;
 use twinbft_core::{Checkpoint, Record, Recovered, Replica};
-use twinbft_types::{Digest, Position, ReplicaId};
+use twinbft_types::{Digest, Position, ReplicaId, Slot};
 
 use super::loss::joined;
 use super::{Happening, World};
@@ -116,6 +116,9 @@ impl World {
             .iter()
             .map(|k| (k.checkpoint.slot, k.service.clone()))
             .collect();
+        let stands = kept.as_ref().map_or(Slot(0), |k| k.checkpoint.slot);
+        twin.base = (stands, twin.service.clone());
+        twin.tentative.clear();
         twin.restoring = None;
         twin.position = state.map_or(0, |state| state.position);
         twin.append_number = log.ledger().next_number(of.twin.0);

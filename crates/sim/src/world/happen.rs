@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use rand::RngExt;
-use twinbft_core::{Effect, Event, EventKind, Input, LAZY_POST_US, Output, Refusal};
+use twinbft_core::{
+    Effect, Event, EventKind, Execute, Execution, Input, LAZY_POST_US, Output, Refusal,
+};
 use twinbft_types::wire::{PeerMessage, pb};
 use twinbft_types::{Certificate, Entry, Position, ReplicaId, Slot};
 
@@ -179,6 +181,7 @@ impl World {
         if self.twins[index].is_down {
             return Ok(());
         }
+        self.note_committed(index)?;
         if correct {
             check_footprint(
                 &self.twins[index].core,
@@ -191,6 +194,34 @@ impl World {
             self.act(id)?;
         }
         self.set_timer(index);
+        Ok(())
+    }
+
+    /// A correct twin executes a slot. In committed mode that is for good; otherwise it is when the twin knows that it is
+    /// committed.
+    fn note_execution(&mut self, id: ReplicaId, execute: &Execute) -> Result<(), Violation> {
+        if self.byzantine.contains(&id) {
+            return Ok(());
+        }
+        let (slot, history) = (execute.slot, execute.seed);
+        if self.scenario.tuning.execution == Execution::Committed {
+            return self.truth.execute(slot, history, &execute.requests);
+        }
+        let what = (history, execute.requests.clone());
+        self.twin(id).tentative.insert(slot, what);
+        Ok(())
+    }
+
+    /// What a correct twin has executed and now knows to be committed is for good.
+    fn note_committed(&mut self, index: usize) -> Result<(), Violation> {
+        let twin = &mut self.twins[index];
+        let committed = twin.core.committed();
+        while let Some(first) = twin.tentative.first_entry()
+            && *first.key() <= committed
+        {
+            let (slot, (history, requests)) = first.remove_entry();
+            self.truth.execute(slot, history, &requests)?;
+        }
         Ok(())
     }
 
@@ -304,10 +335,7 @@ impl World {
                 return self.let_out(id, effect);
             }
             Effect::Execute(execute) => {
-                if !self.byzantine.contains(&id) {
-                    self.truth
-                        .execute(execute.slot, execute.seed, &execute.requests)?;
-                }
+                self.note_execution(id, &execute)?;
                 let index = self.index(id);
                 let twin = &mut self.twins[index];
                 let mut results: Vec<_> = execute
@@ -325,11 +353,18 @@ impl World {
                 let slot = execute.slot;
                 self.answer(id, Input::Executed { slot, results });
             }
+            Effect::Rollback { slot } => {
+                let twin = self.twin(id);
+                assert_eq!(twin.base.0, slot, "the core knows the last checkpoint");
+                twin.service = twin.base.1.clone();
+                twin.tentative.split_off(&slot.next());
+            }
             Effect::Checkpoint(checkpoint) => {
                 let slot = checkpoint.slot;
                 let twin = self.twin(id);
                 let service = twin.service.clone();
                 let digest = service.digest();
+                twin.base = (slot, service.clone());
                 twin.snapshots.insert(slot, service.clone());
                 twin.disk.unsure = Some(Kept {
                     checkpoint,
@@ -386,6 +421,8 @@ impl World {
                 let restoring = twin.restoring.take().expect("it was begun");
                 twin.service = restoring.finish();
                 let service = twin.service.clone();
+                twin.base = (slot, service.clone());
+                twin.tentative.clear();
                 twin.snapshots.insert(slot, service.clone());
                 let digest = service.digest();
                 twin.disk.unsure = Some(Kept {
@@ -464,6 +501,7 @@ impl World {
             Effect::RefuseQuery { .. }
             | Effect::Persist(_)
             | Effect::Execute(_)
+            | Effect::Rollback { .. }
             | Effect::Checkpoint(_)
             | Effect::KeepSnapshots { .. }
             | Effect::ReadChunk { .. }
@@ -550,8 +588,9 @@ impl World {
             let shape = self.scenario.shape;
             let host = certificate.signed.host;
             if let Some(observer) = self.observers.get(usize::from(host.0)) {
-                let others = shape.receivers(host).map(|r| self.index(r));
-                observer.check(shape, certificate, others.map(|i| &self.rings[i]))?;
+                let others: Vec<usize> = shape.receivers(host).map(|r| self.index(r)).collect();
+                let rings = others.iter().map(|i| &self.rings[*i]);
+                observer.check(shape, certificate, rings, &mut self.truth)?;
             }
         }
         self.transmit(id, to, message);

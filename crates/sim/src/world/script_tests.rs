@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use twinbft_core::Tuning;
+use twinbft_core::{Execution, Tuning};
 use twinbft_types::wire::PeerMessage;
 use twinbft_types::{HostId, Incarnation, ReplicaId, Shape, Statement, View};
 
 use super::{Happening, World};
+use crate::oracles::{check_histories, check_linearizable};
 use crate::scenario::{ClientKind, ClientPlan, HostLoss, Loss, Scenario};
 use crate::trace::Tracer;
 
@@ -92,6 +93,14 @@ pub fn plain(hosts: u8, twins: u8, operations: u32, depth: usize) -> Scenario {
     scenario
 }
 
+/// The same with tentative execution and one client.
+fn tentative(hosts: u8, twins: u8, operations: u32) -> World {
+    let mut scenario = plain(hosts, twins, operations, 1);
+    scenario.tuning.execution = Execution::Tentative;
+    scenario.clients.truncate(1);
+    World::new(scenario, Tracer::digesting())
+}
+
 impl World {
     /// Goes on until this time; a broken invariant fails the test.
     pub(super) fn go_to(&mut self, end_us: u64) {
@@ -104,6 +113,15 @@ impl World {
             self.happen(happening)
                 .unwrap_or_else(|violation| panic!("{violation}"));
         }
+    }
+
+    /// Whether everything is done, and every client saw what the log says.
+    fn check_end(&self) {
+        assert!(self.is_done(), "{}", self.summary());
+        let histories: Vec<_> = self.clients.iter().flat_map(|c| &c.history).collect();
+        check_histories(&self.truth, &histories)
+            .and_then(|()| check_linearizable(&self.history))
+            .unwrap_or_else(|violation| panic!("{violation}"));
     }
 
     fn sent(&self, kind: &'static str) -> u64 {
@@ -159,7 +177,7 @@ fn a_twin_that_lags_when_a_view_begins_comes_after() {
         deaf || late || dead
     }));
     world.go_to(1_500_000);
-    world.go_to(4_000_000);
+    world.go_to(8_000_000);
     assert!(world.is_done(), "{}", world.summary());
     let executed = world.twin(lagging).core.status().executed;
     let by_sibling = world.twin(ReplicaId::new(2, 0)).core.status().executed;
@@ -347,4 +365,76 @@ fn without_incarnations_an_acknowledged_write_is_dropped() {
     let outcome = std::panic::catch_unwind(run);
     take_out(None);
     assert!(outcome.is_err(), "nobody noticed");
+}
+
+/// A bad twin of the primary that spoils its MACs for one host keeps it from every ORDER and HEARTBEAT. Another host's
+/// COMMITTED lets it fetch and jump, though no checkpoint comes (5).
+#[test]
+fn a_host_for_which_the_primary_spoils_its_macs_follows_by_committed() {
+    for (hosts, twins) in [(3, 2), (3, 3), (5, 2)] {
+        let mut world = world(hosts, twins, 30, 1);
+        world.script.loses = Some(Box::new(|_, _, to, message| {
+            to.host.0 == 2 && keeps_alive(message)
+        }));
+        world.go_to(5_000_000);
+        assert!(world.is_done(), "{}", world.summary());
+        let ahead = world.twin(ReplicaId::new(1, 0)).core.status();
+        for twin in 0..twins {
+            let behind = world.twin(ReplicaId::new(2, twin)).core.status();
+            assert_eq!(behind.executed, ahead.executed, "{}", world.summary());
+            assert_eq!(behind.view.0, 0, "{}", world.summary());
+        }
+    }
+}
+
+/// 4.7: the primary and one backup execute tentatively what the three others never hear of. The view that these enter drops
+/// it; the two go back to their last checkpoint and execute what the others have.
+#[test]
+fn what_a_view_change_drops_is_undone_where_it_was_executed_tentatively() {
+    let mut world = tentative(5, 2, 300);
+    world.script.loses = Some(Box::new(|now_us, from, to, _| {
+        let is_cut = (from.host.0 < 2) != (to.host.0 < 2);
+        is_cut && (3_000..3_000_000).contains(&now_us)
+    }));
+    world.go_to(400_000);
+    let before = world.twin(ReplicaId::new(1, 0)).core.status();
+    assert!(before.executed > before.committed, "{}", world.summary());
+    world.go_to(20_000_000);
+    world.check_end();
+    for host in 0..5 {
+        let status = world.twin(ReplicaId::new(host, 0)).core.status();
+        assert_eq!(status.undone > 0, host < 2, "{}", world.summary());
+        let service = world.twin(ReplicaId::new(host, 0)).service.digest();
+        let first = world.twin(ReplicaId::new(0, 0)).service.digest();
+        assert_eq!(service, first, "{}", world.summary());
+    }
+}
+
+/// 4.8, 4.9: two hosts give the same request the same slot and the same result, each as primary of its view, and nobody else
+/// accepts it: the client must not take the two words for a quorum, because the next view drops both.
+#[test]
+fn tentative_replies_of_two_views_are_no_quorum() {
+    let mut world = tentative(3, 2, 60);
+    world.script.loses = Some(Box::new(|now_us, from, to, message| {
+        let cut = |host: u8| from.host.0 == host || to.host.0 == host;
+        let is_order = matches!(message, PeerMessage::Order(_));
+        match now_us {
+            0..3_000 => false,
+            3_000..700_000 => cut(0) || (is_order && to.host.0 == 2),
+            700_000..6_000_000 => cut(1),
+            _ => false,
+        }
+    }));
+    world.go_to(690_000);
+    for host in [0, 1] {
+        let status = world.twin(ReplicaId::new(host, 0)).core.status();
+        assert_eq!(status.view.0, host.into(), "{}", world.summary());
+        assert!(status.executed > status.committed, "{}", world.summary());
+    }
+    let history = &world.clients[0].history;
+    let open = history.last().filter(|r| r.returned.is_none());
+    // It was sent before the first cut, and both hosts have executed it since.
+    assert!(open.is_some_and(|r| r.invoked_us < 4_000), "{history:?}");
+    world.go_to(20_000_000);
+    world.check_end();
 }
