@@ -107,27 +107,28 @@ impl Replica {
         self.sign_decided(&statement, false, out);
     }
 
-    /// A backup: the primary is alive, and its last slot is this one.
+    /// A backup: the primary is alive, and its last slot is this one. Answers whether that is news.
     pub(super) fn handle_heartbeat(
         &mut self,
         from: ReplicaId,
         (view, count): (View, u64),
         (slot, history): (Slot, Digest),
         out: &mut Effects,
-    ) {
+    ) -> bool {
         if self.log.live_view() != Some(view) {
             self.note_higher_view(from, view, out);
-            return;
+            return false;
         }
         // Only a new count resets a timer.
         if (view, count) <= self.heartbeats.heard {
-            return;
+            return false;
         }
         self.heartbeats.heard = (view, count);
         self.note_sign_of_life();
         self.hear_of(slot);
         self.heartbeats.pending = Some((view, count, slot, history));
         self.poll_heartbeat(out);
+        true
     }
 
     /// 6: the ACK of a heartbeat echoes its count; it is true once the host has accepted the slot.

@@ -483,7 +483,12 @@ impl Replica {
             } => {
                 self.check_primary(from, host, view)?;
                 self.note_log_of(&signed.statement);
-                self.handle_heartbeat(from, (view, count), (slot, history), out);
+                let is_new = self.handle_heartbeat(from, (view, count), (slot, history), out);
+                // 3: passed on to the siblings, whose counterpart may be mute. It rides with the signature on the ACK.
+                if is_new && from.host != self.config.host() {
+                    let certificate = certificate.clone();
+                    out.post_lazy(twinbft_types::Entry::Relay { certificate });
+                }
                 Ok(())
             }
             Statement::NewView { view, .. } => {

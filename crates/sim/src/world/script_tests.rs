@@ -438,3 +438,21 @@ fn tentative_replies_of_two_views_are_no_quorum() {
     world.go_to(20_000_000);
     world.check_end();
 }
+
+/// A bad twin of the primary sends no HEARTBEAT. Its counterparts hear it of their siblings, and suspect nobody (3, 6).
+#[test]
+fn a_twin_of_the_primary_that_sends_no_heartbeat_is_missed_by_nobody() {
+    for (hosts, twins) in [(3, 2), (3, 3), (5, 2)] {
+        let mut world = world(hosts, twins, 5, 1);
+        let mute = ReplicaId::new(0, 1);
+        world.script.loses = Some(Box::new(move |_, from, _, message| {
+            from == mute && keeps_alive(message)
+        }));
+        world.go_to(10_000_000);
+        assert!(world.is_done(), "{}", world.summary());
+        for twin in &world.twins {
+            let standing = twin.core.host_log().standing_of(twin.id.twin);
+            assert_eq!((standing.0.0, standing.1.0), (0, 0), "{}", world.summary());
+        }
+    }
+}
