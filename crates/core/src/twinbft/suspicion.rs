@@ -15,8 +15,10 @@ pub struct Suspicion {
     sign_us: u64,
     /// The primary host: what `Q − 1` others have acknowledged, and since when they have not acknowledged more.
     unacknowledged: Option<(Slot, u64)>,
-    /// Views that have failed in a row.
+    /// Views that have failed in a row: that were left without any progress.
     failures: u32,
+    /// What was committed when the view began.
+    committed_before: Slot,
     /// Since when the view is as it should be.
     good_since_us: u64,
     /// The view that this twin wishes for, as it has posted it last.
@@ -47,13 +49,21 @@ impl Replica {
         self.suspicion.sign_us = self.now.mono_us;
     }
 
-    /// The views below are left: the next one has its own time to begin.
-    pub(super) fn suspect_anew(&mut self, failed: bool) {
+    /// The views below are left: the next one has its own time to begin. One in which something was committed has not
+    /// failed, and its time-out was long enough: it relaxes the next one's as time without a suspicion does. Otherwise
+    /// a primary that goes wrong again and again would make each change of the view take twice as long as the last.
+    pub(super) fn suspect_anew(&mut self, is_left: bool) {
+        let committed = self.commit.committed();
+        if is_left && committed > self.suspicion.committed_before {
+            self.suspicion.failures = self.suspicion.failures.saturating_sub(1);
+        } else if is_left {
+            self.suspicion.failures += 1;
+        }
+        self.suspicion.committed_before = committed;
         let now_us = self.now.mono_us;
         self.suspicion.sign_us = now_us;
         self.suspicion.good_since_us = now_us;
         self.suspicion.unacknowledged = None;
-        self.suspicion.failures += u32::from(failed);
         self.forwards.restart(now_us);
     }
 

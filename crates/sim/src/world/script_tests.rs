@@ -456,3 +456,17 @@ fn a_twin_of_the_primary_that_sends_no_heartbeat_is_missed_by_nobody() {
         }
     }
 }
+
+/// 6: time-outs double for each view that fails. One that has committed something has not: a primary that falls silent after
+/// it began well is replaced as soon as the one before.
+#[test]
+fn time_outs_do_not_grow_while_views_make_progress() {
+    let mut world = world(3, 2, 60_000, 1);
+    world.script.loses = Some(Box::new(|now_us, _, _, message| {
+        now_us % 1_500_000 >= 800_000 && keeps_alive(message)
+    }));
+    world.go_to(12_200_000);
+    // Each of eight silences is just long enough for one time-out, not for twice as long.
+    let status = world.twin(ReplicaId::new(1, 0)).core.status();
+    assert!(status.view.0 >= 8, "{}", world.summary());
+}
