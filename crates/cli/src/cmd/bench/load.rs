@@ -21,6 +21,10 @@ const LATENCY_NS_MAX: u64 = 120_000_000_000;
 /// How long operations of the open loop that are overdue at the end are still begun.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 const SIGNIFICANT_DIGITS: u8 = 3;
+/// Answers are counted by stretches of this length, to see what a failure does to them.
+pub const STRETCH: Duration = Duration::from_millis(100);
+/// So many stretches of a run are kept: an hour.
+const STRETCHES_MAX: usize = 36_000;
 
 /// How an operation ended.
 #[derive(Clone, Debug)]
@@ -99,11 +103,53 @@ pub struct Measured {
     pub steps: BTreeMap<Option<u8>, u64>,
     /// Answers that were fast reads.
     pub fast: u64,
+    /// The longest time within the measurement in which nothing was answered.
+    pub stall: Stall,
+    /// Answers of each [`STRETCH`] of the measurement, of the first hour.
+    pub answers: Vec<u64>,
     /// Why it ended early, if it did.
     pub cut_short: Option<String>,
 }
 
+/// A time without any answer, from the beginning of the measurement on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stall {
+    /// When it ended.
+    pub until: Duration,
+    /// How long it was.
+    pub length: Duration,
+}
+
 impl Measured {
+    /// Answers a second in the second from there on; less where the measurement ended before.
+    #[must_use]
+    pub fn second_from(&self, from: Duration) -> f64 {
+        let first = usize::try_from(from.as_millis() / STRETCH.as_millis()).unwrap_or(usize::MAX);
+        let answers = self.answers.iter().skip(first).take(10);
+        #[allow(clippy::cast_precision_loss, reason = "for people")]
+        let sum = answers.sum::<u64>() as f64;
+        sum
+    }
+
+    fn note_answer(&mut self, since: Duration, before: Duration) {
+        let length = since.saturating_sub(before);
+        if length > self.stall.length {
+            self.stall = Stall {
+                until: since,
+                length,
+            };
+        }
+        let stretch = usize::try_from(since.as_millis() / STRETCH.as_millis());
+        if let Ok(stretch) = stretch
+            && stretch < STRETCHES_MAX
+        {
+            if self.answers.len() <= stretch {
+                self.answers.resize(stretch + 1, 0);
+            }
+            self.answers[stretch] += 1;
+        }
+    }
+
     fn new() -> Self {
         Self {
             answered: 0,
@@ -113,6 +159,8 @@ impl Measured {
                 .expect("the bounds are in order"),
             steps: BTreeMap::new(),
             fast: 0,
+            stall: Stall::default(),
+            answers: Vec::new(),
             cut_short: None,
         }
     }
@@ -334,6 +382,13 @@ impl Run<'_> {
             Ok(answered.path)
         });
         if outcome.is_ok() {
+            if now >= self.measure_from && now <= self.until {
+                let since = now.duration_since(self.measure_from);
+                let before = self
+                    .last_success
+                    .saturating_duration_since(self.measure_from);
+                self.measured.note_answer(since, before);
+            }
             self.last_success = now;
         }
         // In the closed loop, what ends behind the window would make the window longer than it was. In the open loop

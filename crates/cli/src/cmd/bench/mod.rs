@@ -2,6 +2,7 @@
 
 mod cluster;
 mod etcd;
+mod failover;
 mod fault;
 mod load;
 mod machine;
@@ -93,12 +94,23 @@ pub struct BenchArgs {
     /// changes (needs replicas built with Byzantine doubles)
     #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "target")]
     fault_rate: Option<f64>,
+    /// Put the same load on the cluster again and kill (SIGKILL) the replicas of the primary host in the middle; prints the longest
+    /// stall and how much is answered in the second behind it (needs a cluster that `twinbft up` started here)
+    #[arg(long, conflicts_with_all = ["target", "requests"])]
+    kill_primary: bool,
     /// Another system instead of the cluster: etcd=http://HOST:PORT[,http://HOST:PORT...]
     #[arg(long, value_name = "SYSTEM", value_parser = parse_target)]
     target: Option<EtcdEndpoints>,
     /// One JSON document instead of text
     #[arg(long)]
     json: bool,
+}
+
+/// What is done to a cluster in the middle of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disturbance {
+    None,
+    KillPrimary,
 }
 
 /// What to compare with.
@@ -161,10 +173,16 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     } else {
         let cluster = Cluster::load(&args.config)?;
         kind = workload_of(&args, &cluster)?;
-        runs.push(run_cluster(&args, plan, &cluster, shape(&args, kind)).await?);
+        let usual = Disturbance::None;
+        runs.push(run_cluster(&args, plan, &cluster, shape(&args, kind), usual).await?);
+        if args.kill_primary {
+            let kills = Disturbance::KillPrimary;
+            runs.push(run_cluster(&args, plan, &cluster, shape(&args, kind), kills).await?);
+        }
         if let Some(rate) = args.fault_rate {
             let fault = Fault::begin(&cluster, rate).await?;
-            let outcome = run_cluster(&args, plan, &cluster, shape(&args, kind)).await;
+            let usual = Disturbance::None;
+            let outcome = run_cluster(&args, plan, &cluster, shape(&args, kind), usual).await;
             let views = fault.end().await?;
             let mut run = outcome?;
             run.target += &format!(", a twin of each host refusing {rate} of the batches");
@@ -279,6 +297,7 @@ async fn run_cluster(
     plan: Plan,
     cluster: &Cluster,
     shape: workload::Shape,
+    disturbance: Disturbance,
 ) -> anyhow::Result<RunReport> {
     let (clients, connections) = (plan.clients, usize::from(args.connections));
     let mut lane =
@@ -289,23 +308,32 @@ async fn run_cluster(
         .first()
         .map_or(View(0), |stats| stats.view);
     let config = &cluster.config;
-    let mut report = measure(&mut lane, plan, shape, roles(cluster, view)).await?;
-    report.target = format!(
+    let target = format!(
         "twinbft, {} hosts x {} twins",
         config.host_count(),
         config.twin_count()
     );
+    let mut report = match disturbance {
+        Disturbance::None => measure(&mut lane, plan, shape, roles(cluster, view)).await?,
+        Disturbance::KillPrimary => {
+            failover::measure(cluster, view, &mut lane, plan, shape).await?
+        }
+    };
+    report.target = target + &report.target;
     report.messages = Some(Messages::of(&lane.stats().await));
-    report.setting = [
+    report.setting.extend([
         ("durability", config.storage.durability.name().to_owned()),
         ("execution", config.protocol.execution.name().to_owned()),
+        (
+            "suspect after",
+            format!("{} ms", config.protocol.suspect_after_ms),
+        ),
         ("connections", connections.to_string()),
         (
             "crypto",
             "HMAC-SHA256 cut to 128 bits, keys from X25519; mutual TLS (rustls, ring)".to_owned(),
         ),
-    ]
-    .into();
+    ]);
     if report.usage.len() <= 1 {
         let note = "not on this machine, or not started by `twinbft up`";
         report.setting.insert("cluster processes", note.to_owned());
@@ -393,22 +421,10 @@ async fn measure(
     processes: Vec<(String, i32)>,
 ) -> anyhow::Result<RunReport> {
     let before = load_average();
-    let mut onlooker = Onlooker {
-        bar: progress_bar(),
-        meter: Meter::start(&processes),
-        processes,
-    };
+    let mut onlooker = Onlooker::new(processes);
     let measured: Measured =
         load::run(plan, &mut Workload::new(shape), lane, &mut onlooker).await?;
-    onlooker.bar.finish_and_clear();
-    Ok(RunReport {
-        target: String::new(),
-        setting: [].into(),
-        measured,
-        usage: onlooker.meter.read(),
-        messages: None,
-        load_average: (before, load_average()),
-    })
+    Ok(onlooker.report(measured, before))
 }
 
 /// The progress bar, and the processes under the load.
@@ -416,6 +432,28 @@ struct Onlooker {
     bar: ProgressBar,
     processes: Vec<(String, i32)>,
     meter: Meter,
+}
+
+impl Onlooker {
+    fn new(processes: Vec<(String, i32)>) -> Self {
+        Self {
+            bar: progress_bar(),
+            meter: Meter::start(&processes),
+            processes,
+        }
+    }
+
+    fn report(self, measured: Measured, load_before: String) -> RunReport {
+        self.bar.finish_and_clear();
+        RunReport {
+            target: String::new(),
+            setting: [].into(),
+            measured,
+            usage: self.meter.read(),
+            messages: None,
+            load_average: (load_before, load_average()),
+        }
+    }
 }
 
 impl Watch for Onlooker {

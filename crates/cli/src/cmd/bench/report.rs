@@ -218,6 +218,10 @@ fn run_text(run: &RunReport, line: &mut impl FnMut(String)) {
     if let Some(steps) = steps_text(measured) {
         line(steps);
     }
+    line(format!(
+        "stall      nothing was answered for {:.0} ms at most",
+        measured.stall.length.as_secs_f64() * 1e3
+    ));
     if let Some(messages) = &run.messages {
         line(messages_text(messages));
     }
@@ -327,6 +331,8 @@ fn run_json(run: &RunReport) -> Json {
         "latency_ms": latency_ms,
         "steps": steps,
         "fast_reads": measured.fast,
+        "longest_stall_ms": measured.stall.length.as_secs_f64() * 1e3,
+        "answers_by_100_ms": measured.answers,
         "cut_short": measured.cut_short,
         "usage": run.usage,
         "messages": run.messages.as_ref().map(Messages::json),
