@@ -7,6 +7,7 @@ use support::{Brokers, Cluster, PATIENCE, status};
 use tokio::sync::watch;
 use twinbft_client::kv::KvClient;
 use twinbft_client::{Client, ClientOptions};
+use twinbft_config::Execution;
 use twinbft_types::ReplicaId;
 
 async fn client(cluster: &Cluster, number: u32) -> Client {
@@ -44,8 +45,9 @@ async fn value(kv: &KvClient, key: &str) -> String {
 }
 
 /// Kills `dead` under the load of several sessions and goes on until the view has changed and more was written.
-async fn survives(dead: &[ReplicaId]) {
+async fn survives(dead: &[ReplicaId], execution: Execution) {
     let mut cluster = Cluster::create(3, 2, |config| {
+        config.protocol.execution = execution;
         config.protocol.suspect_after_ms = 500;
         config.protocol.checkpoint_slots = 32;
     });
@@ -90,11 +92,25 @@ async fn survives(dead: &[ReplicaId]) {
 
 #[tokio::test]
 async fn the_primary_host_dies_and_no_client_sees_an_error() {
-    survives(&[ReplicaId::new(0, 0), ReplicaId::new(0, 1)]).await;
+    survives(
+        &[ReplicaId::new(0, 0), ReplicaId::new(0, 1)],
+        Execution::Committed,
+    )
+    .await;
+}
+
+/// Protocol.md 4.7: what the dead primary had executed alone is nobody's; what a client was told stays.
+#[tokio::test]
+async fn the_primary_host_dies_under_tentative_execution() {
+    survives(
+        &[ReplicaId::new(0, 0), ReplicaId::new(0, 1)],
+        Execution::Tentative,
+    )
+    .await;
 }
 
 /// With two twins a host is silent when one of them is, whichever it is.
 #[tokio::test]
 async fn a_follower_of_the_primary_dies_and_its_host_is_replaced() {
-    survives(&[ReplicaId::new(0, 1)]).await;
+    survives(&[ReplicaId::new(0, 1)], Execution::Committed).await;
 }
