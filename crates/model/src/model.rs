@@ -122,6 +122,7 @@ impl Model {
                 keys: self.rings[self.index(me)].clone(),
                 epoch: Epoch(1),
                 config_digest: Digest::ZERO,
+                quarantines: false,
                 tuning: self.tuning.clone(),
             });
             Node {

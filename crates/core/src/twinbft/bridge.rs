@@ -18,7 +18,7 @@ const PATIENCE_US: u64 = 2_000_000;
 const STATES_ONLY_US: u64 = 10_000_000;
 
 /// The way to the next checkpoint.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Bridge {
     /// Where it ends, and since when it is under way.
     target: Option<(Slot, Digest, u64)>,

@@ -15,7 +15,7 @@ const MUTE_AFTER: u64 = 4;
 const OWN_ENTRIES_MIN: u32 = 4;
 
 /// What came since the last entry of each sibling.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Mutes {
     /// By twin. Invariant: as long as the host has twins, or empty.
     siblings: Vec<Silence>,

@@ -18,14 +18,14 @@ const SLOT_BYTES: usize = 256;
 const REQUEST_BYTES: usize = 256;
 
 /// A checkpoint that was stable once.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct PastCheckpoint {
     parts: CheckpointParts,
     certificates: Vec<Certificate>,
 }
 
 /// What is kept of the log below the marks.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Past {
     /// The slot below the first one that is kept, and its history.
     base: (Slot, Digest),

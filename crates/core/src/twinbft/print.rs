@@ -43,12 +43,16 @@ impl Replica {
             own,
             amnesia,
             peers,
+            past,
+            mutes,
+            quarantine,
         } = self;
         write!(to, "{now:?}{log:?}{slots:?}{stable:?}{sessions:?}{pool:?}")?;
         write!(to, "{book:?}{leader:?}{voting:?}{backup:?}{commit:?}")?;
         write!(to, "{execution:?}{replies:?}{checkpoints:?}{divergences:?}")?;
         write!(to, "{reads:?}{views:?}{suspicion:?}{forwards:?}")?;
         write!(to, "{heartbeats:?}{chain:?}{catchup:?}{transfer:?}")?;
-        write!(to, "{serving:?}{recovery:?}{own:?}{amnesia:?}{peers:?}")
+        write!(to, "{serving:?}{recovery:?}{own:?}{amnesia:?}{peers:?}")?;
+        write!(to, "{past:?}{mutes:?}{quarantine:?}")
     }
 }

@@ -11,7 +11,7 @@ use crate::io::{Effect, Effects};
 use crate::record::Record;
 
 /// This twin's own side of quarantines.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Quarantine {
     /// Siblings that it has voted to ignore, whether or not that was read back.
     accused: BTreeSet<TwinId>,
