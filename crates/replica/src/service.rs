@@ -435,9 +435,7 @@ fn run(work: Work, journal: &SharedJournal) -> Result<Answer, ServiceError> {
                     Job::Execute(_)
                     | Job::Query { .. }
                     | Job::Rollback { .. }
-                    | Job::Checkpoint(_) => {
-                        Ok(carry_out(&mut *app, job)?)
-                    }
+                    | Job::Checkpoint(_) => Ok(carry_out(&mut *app, job)?),
                 })
                 .collect::<Result<_, ServiceError>>()?;
             let batch_us = elapsed_us(began) / inputs.len().max(1) as u64;

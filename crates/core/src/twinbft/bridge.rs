@@ -93,6 +93,14 @@ impl Replica {
         if self.owns(slot, history) {
             self.cross(slot, out);
         } else if let Some(slots) = self.chain_copy((slot, history)) {
+            let other = slots.iter().find(|(slot, data)| {
+                let known = self.slots.get(*slot);
+                known.is_some_and(|known| known.history != data.history)
+            });
+            if let Some((slot, _)) = other {
+                // 4.7: another log was executed tentatively in its place.
+                self.undo_above(Slot(slot.0 - 1), out);
+            }
             for (slot, data) in slots {
                 match self.slots.get_mut(slot) {
                     Some(known) if known.history == data.history => {
