@@ -8,8 +8,12 @@
 //! It never interprets an entry or a STATE, never keeps a secret, and is no network protocol. It is
 //! the only crate of the workspace with `unsafe` code, all of it in `raw`,
 //! `transport::local::fds` and `transport::xen::ioctl`.
+//!
+//! Built with `--cfg loom` its memory is loom's and there are no transports (`scripts/loom`).
+#![cfg_attr(loom, allow(dead_code, reason = "who uses it is left out"))]
 
 pub mod appender;
+mod atomic;
 pub mod frame;
 pub mod layout;
 pub mod ledger;
@@ -17,9 +21,11 @@ mod link;
 pub mod log_view;
 pub mod log_writer;
 pub mod memory_log;
+#[cfg_attr(loom, path = "raw_loom.rs")]
 pub mod raw;
 pub mod reader;
 pub mod record;
+#[cfg(not(loom))]
 pub mod transport;
 pub mod vchan;
 pub mod waker;
@@ -31,6 +37,8 @@ pub use ledger::{
 pub use log_view::{Entry, LogInfo, ReadError};
 pub use memory_log::{MemoryEntry, MemoryLog, MemoryRead};
 pub use reader::{Reader, Wake};
+#[cfg(not(loom))]
 pub use transport::local::client::{Channel, ConnectError, ConnectOptions, Reconnected, connect};
+#[cfg(not(loom))]
 pub use transport::local::{cluster_tag, socket_path, status_socket_path};
 pub use waker::Waker;

@@ -2,8 +2,8 @@
 //! that stands in the region is used before it was checked against what surrounds it.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
+use crate::atomic::{Ordering, fence};
 use crate::layout::{MAGIC, RegionLayout, VERSION, header, state_field, twin_field};
 use crate::ledger::{AgreedState, Limits, LimitsError, Refusal};
 use crate::raw::{PAGE_BYTES, ReadMemory};

@@ -2,8 +2,8 @@
 //! together at `publish`.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
+use crate::atomic::{Ordering, fence};
 use crate::layout::{MAGIC, RegionLayout, VERSION, header, state_field, twin_field};
 use crate::ledger::{Ledger, Limits, LimitsError, Outcome, Placed, Refusal, Retained, TrimOutcome};
 use crate::log_view::{Corruption, LogInfo, LogView, ReadError, RegionError, state_checksum};

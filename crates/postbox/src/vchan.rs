@@ -6,8 +6,8 @@
 
 use std::mem::{offset_of, size_of};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
+use crate::atomic::{Ordering, fence};
 use crate::raw::{PAGE_BYTES, WriteMemory};
 
 /// Smallest order whose data lies outside page 0.
