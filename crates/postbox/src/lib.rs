@@ -25,6 +25,7 @@ pub mod memory_log;
 pub mod raw;
 pub mod reader;
 pub mod record;
+mod regions;
 #[cfg(not(loom))]
 pub mod transport;
 pub mod vchan;

@@ -19,6 +19,9 @@ pub(crate) trait Sleeper: Send {
     /// Spurious returns are allowed; the caller looks again.
     fn sleep(&self, timeout: Option<Duration>) -> Slept;
 
+    /// Takes off what rang so far, where that does not ring again by itself; the caller looks after it.
+    fn settle(&self) {}
+
     /// What somebody with an event loop of its own watches instead, for edges: what the broker rings, and what becomes
     /// readable when the channel is closed.
     fn watched(&self) -> [BorrowedFd<'_>; 2];

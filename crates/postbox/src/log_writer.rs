@@ -9,6 +9,7 @@ use crate::ledger::{Ledger, Limits, LimitsError, Outcome, Placed, Refusal, Retai
 use crate::log_view::{Corruption, LogInfo, LogView, ReadError, RegionError, state_checksum};
 use crate::raw::{ReadMemory, WriteMemory};
 use crate::record::{EntryHeader, HEADER_BYTES, encode_pad};
+use crate::regions::Regions;
 
 /// Why an earlier region cannot be continued.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,7 +35,7 @@ struct Refusals {
 
 /// The writer of a log region.
 pub struct LogWriter {
-    memory: WriteMemory,
+    memory: Regions,
     layout: RegionLayout,
     info: LogInfo,
     ledger: Ledger,
@@ -79,7 +80,9 @@ impl LogWriter {
             return Err(AdoptError::Limits);
         }
         let writer = Self::with_ledger(memory, info, ledger, states);
-        writer.copy_records(view.memory(), head_offset, view.offset());
+        writer
+            .memory
+            .copy_records(view.memory(), &writer.layout, head_offset, view.offset());
         if let Some(agreed) = agreed {
             writer.write_state(agreed.position, head_offset, &agreed.bytes);
         }
@@ -96,7 +99,7 @@ impl LogWriter {
         );
         let twins = info.limits.twins;
         let mut writer = Self {
-            memory,
+            memory: Regions::new(memory),
             layout,
             info,
             ledger,
@@ -130,19 +133,21 @@ impl LogWriter {
         self.memory.store_u64_release(header!(magic), MAGIC);
     }
 
-    fn copy_records(&self, old: &ReadMemory, from: u64, to: u64) {
-        let mut buffer = vec![0; 64 << 10];
-        let mut at = from;
-        while at < to {
-            let count = (to - at)
-                .min(self.layout.bytes_to_end(at))
-                .min(buffer.len() as u64);
-            let count = usize::try_from(count).expect("not more than the buffer");
-            old.copy_out(self.layout.data_at(at), &mut buffer[..count]);
-            self.memory
-                .copy_in(self.layout.data_at(at), &buffer[..count]);
-            at += count as u64;
-        }
+    /// Keeps a copy of the whole log, for this twin, in fresh memory that it alone can read; from now on
+    /// every change goes there too. Replaces an earlier one. Nothing but the copy is done before it
+    /// returns, so the twin may be told of it then.
+    ///
+    /// # Panics
+    /// When the memory is smaller than the limits ask for.
+    pub fn attach_mirror(&mut self, twin: u8, memory: WriteMemory) {
+        // What was appended and not published yet is copied with the rest, and published with it.
+        let span = (self.ledger.head_offset(), self.ledger.tail_offset());
+        self.memory.attach(twin, memory, &self.layout, span);
+    }
+
+    /// Drops a twin's mirror. Answers whether it had one.
+    pub fn detach_mirror(&mut self, twin: u8) -> bool {
+        self.memory.detach(twin)
     }
 
     /// The rules' own view of the log.

@@ -256,6 +256,7 @@ impl Reader {
     /// [`Self::wait`] for a caller with an event loop of its own, first half: true when it may sleep until something
     /// that it watches has an edge, and then calls [`Self::end_wait`]. False when there is something to do already.
     pub fn begin_wait(&mut self, more_work: impl Fn() -> bool) -> bool {
+        self.sleeper.settle();
         // Appends that somebody forgot to flush would otherwise be waited for in vain.
         if self.link.unflushed.swap(false, Ordering::Relaxed) {
             self.link.bell.ring();

@@ -1,5 +1,5 @@
 //! One direction of a shared ring with libxenvchan's page layout and algorithm (left = client to
-//! server; a twin is the client). The same code serves a local memfd and, later, granted pages.
+//! server; a twin is the client). The same code serves a local memfd and pages that are granted to a Xen guest.
 //!
 //! Both sides keep their own index privately and treat the shared copy of the other's as a hint from
 //! an enemy: an index that moves back or beyond the ring is a fault, never a length.
@@ -8,7 +8,7 @@ use std::mem::{offset_of, size_of};
 use std::sync::Arc;
 
 use crate::atomic::{Ordering, fence};
-use crate::raw::{PAGE_BYTES, WriteMemory};
+use crate::raw::{PAGE_BYTES, ReadMemory, WriteMemory};
 
 /// Smallest order whose data lies outside page 0.
 pub const ORDER_MIN: u16 = 12;
@@ -55,6 +55,23 @@ const CLI_LIVE: usize = offset_of!(SharedPage, cli_live);
 const SRV_LIVE: usize = offset_of!(SharedPage, srv_live);
 const CLI_NOTIFY: usize = offset_of!(SharedPage, cli_notify);
 const SRV_NOTIFY: usize = offset_of!(SharedPage, srv_notify);
+
+/// Where the references of the left ring's pages stand; the right ring's, if it had pages, follow.
+const GRANTS: usize = size_of::<SharedPage>();
+/// Offset of the right ring, which is of order 10 and unused.
+const RIGHT_RING: usize = 1024;
+/// Largest order whose references end before the right ring begins.
+pub const GRANTED_ORDER_MAX: u16 = 19;
+const _: () = assert!(GRANTS + 4 * grants(GRANTED_ORDER_MAX) <= RIGHT_RING);
+/// Offset of the byte that says whether the client lives; the kernel clears it when the client dies.
+pub const CLIENT_LIVE: usize = CLI_LIVE;
+/// The same of the server.
+pub const SERVER_LIVE: usize = SRV_LIVE;
+
+/// Pages of a left ring of this order.
+const fn grants(order: u16) -> usize {
+    1 << (order - ORDER_MIN)
+}
 
 /// Our own word, beyond libxenvchan's grants: the twin is about to sleep on the log.
 const READER_WAITING: usize = 3072;
@@ -107,6 +124,90 @@ pub fn initialise(memory: &WriteMemory, order: u16) {
     memory.store_u8(SRV_NOTIFY, NOTIFY_WRITE);
     memory.store_u8(CLI_LIVE, 2);
     memory.store_u8(SRV_LIVE, LIVE_UP);
+}
+
+/// Empties a ring for the next client, whatever stands in it, and prepares the page.
+pub fn reset(memory: &WriteMemory, order: u16) {
+    memory.store_u32(CONS, 0);
+    memory.store_u32(PROD, 0);
+    memory.store_u32(READER_WAITING, 0);
+    initialise(memory, order);
+}
+
+/// Writes the references of the left ring's pages into the shared page.
+///
+/// # Panics
+/// When there are more than the page has room for.
+pub fn write_grants(memory: &WriteMemory, refs: &[u32]) {
+    assert!(refs.len() <= grants(GRANTED_ORDER_MAX));
+    for (index, gref) in refs.iter().enumerate() {
+        memory.store_u32(GRANTS + 4 * index, *gref);
+    }
+}
+
+/// A shared page that no vchan of ours has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PageFault {
+    /// An order that is out of range.
+    #[error("the shared page says order {0}; it must be {ORDER_MIN} to {GRANTED_ORDER_MAX}")]
+    Order(u16),
+}
+
+/// What the client learns from the shared page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantedPage {
+    /// The left ring has `2^left_order` bytes.
+    pub left_order: u16,
+    /// References of its pages.
+    pub left_grants: Vec<u32>,
+}
+
+/// Copies what the client has to know out of the shared page, once.
+///
+/// # Errors
+/// It is none of ours.
+pub fn read_page(memory: &ReadMemory) -> Result<GrantedPage, PageFault> {
+    let [low, high, ..] = memory.load_u32_acquire(ORDERS).to_le_bytes();
+    let left_order = u16::from_le_bytes([low, high]);
+    if !(ORDER_MIN..=GRANTED_ORDER_MAX).contains(&left_order) {
+        return Err(PageFault::Order(left_order));
+    }
+    let refs = (0..grants(left_order)).map(|index| memory.load_u32(GRANTS + 4 * index));
+    Ok(GrantedPage {
+        left_order,
+        left_grants: refs.collect(),
+    })
+}
+
+/// What a live byte says of a side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// It has not come yet.
+    Awaited,
+    /// It is there.
+    Up,
+    /// It is gone.
+    Gone,
+}
+
+fn live(byte: u8) -> Peer {
+    match byte {
+        LIVE_GONE => Peer::Gone,
+        LIVE_UP => Peer::Up,
+        _ => Peer::Awaited,
+    }
+}
+
+/// What the page says of the client. Only a hint: the client writes it.
+#[must_use]
+pub fn client(memory: &ReadMemory) -> Peer {
+    live(memory.load_u8(CLI_LIVE))
+}
+
+/// What the page says of the server.
+#[must_use]
+pub fn server(memory: &ReadMemory) -> Peer {
+    live(memory.load_u8(SRV_LIVE))
 }
 
 /// The shared index of the consumer, to notice that it moved. Only a hint.
@@ -352,140 +453,5 @@ impl WaitFlag {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn pair(order: u16) -> (RingProducer, RingConsumer, Arc<WriteMemory>) {
-        let memory = Arc::new(WriteMemory::heap(channel_bytes(order)));
-        initialise(&memory, order);
-        (
-            RingProducer::new(memory.clone(), order),
-            RingConsumer::new(memory.clone(), order),
-            memory,
-        )
-    }
-
-    #[test]
-    fn the_page_is_what_libxenvchan_expects() {
-        let (_producer, _consumer, memory) = pair(12);
-        let mut page = [0; 24];
-        memory.copy_out(0, &mut page);
-        assert_eq!(page[16..24], [12, 0, 10, 0, 1, 1, 1, 1]);
-    }
-
-    proptest! {
-        #[test]
-        fn what_goes_in_comes_out_in_order(chunks in proptest::collection::vec((1usize..6000, 1usize..6000), 1..60)) {
-            let (mut producer, mut consumer, _memory) = pair(12);
-            let (mut sent, mut got) = (0u32, 0u32);
-            for (write, read) in chunks {
-                let bytes: Vec<u8> = (sent..).take(write).map(|n| (n % 251) as u8).collect();
-                sent += u32::try_from(producer.write(&bytes).expect("honest consumer")).expect("small");
-                let available = consumer.available().expect("honest producer") as usize;
-                prop_assert_eq!(available, (sent - got) as usize);
-                let mut out = vec![0; available.min(read)];
-                consumer.read(&mut out);
-                let _ = consumer.release();
-                for byte in out {
-                    prop_assert_eq!(byte, (got % 251) as u8);
-                    got += 1;
-                }
-            }
-        }
-
-        #[test]
-        fn a_hostile_producer_index_is_a_fault_or_within_the_ring(prods in proptest::collection::vec(any::<u32>(), 1..20)) {
-            let (_producer, mut consumer, memory) = pair(12);
-            for prod in prods {
-                memory.store_u32(PROD, prod);
-                if let Ok(available) = consumer.available() {
-                    prop_assert!(available <= 4096);
-                    let mut out = vec![0; available as usize / 2];
-                    consumer.read(&mut out);
-                }
-            }
-        }
-
-        #[test]
-        fn a_hostile_consumer_index_is_a_fault_or_within_the_ring(conses in proptest::collection::vec(any::<u32>(), 1..20)) {
-            let (mut producer, _consumer, memory) = pair(12);
-            for cons in conses {
-                memory.store_u32(CONS, cons);
-                if let Ok(space) = producer.space() {
-                    prop_assert!(space <= 4096);
-                    prop_assert!(producer.write(&[7; 100]).is_ok());
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn an_index_that_moves_back_is_a_fault() {
-        let (mut producer, mut consumer, memory) = pair(12);
-        assert_eq!(producer.write(&[1; 64]), Ok(64));
-        assert_eq!(consumer.available(), Ok(64));
-        memory.store_u32(PROD, 32);
-        assert!(matches!(
-            consumer.available(),
-            Err(RingFault::Producer {
-                prod: 32,
-                cons: 0,
-                ..
-            })
-        ));
-        memory.store_u32(PROD, 64);
-        consumer.read(&mut [0; 64]);
-        let _ = consumer.release();
-        assert_eq!(producer.space(), Ok(4096));
-        memory.store_u32(CONS, 8);
-        assert!(matches!(
-            producer.space(),
-            Err(RingFault::Consumer {
-                cons: 8,
-                prod: 64,
-                ..
-            })
-        ));
-    }
-
-    #[test]
-    fn a_sleeper_is_told_once() {
-        let (mut producer, mut consumer, _memory) = pair(12);
-        consumer.request_data_notice();
-        assert_eq!(producer.write(&[1; 8]), Ok(8));
-        assert!(producer.consumer_wants_notice());
-        assert!(!producer.consumer_wants_notice());
-        producer.request_space_notice();
-        assert_eq!(consumer.available(), Ok(8));
-        consumer.read(&mut [0; 8]);
-        assert!(consumer.release());
-        assert!(!consumer.release());
-    }
-
-    #[test]
-    fn two_threads_pass_a_stream() {
-        let (mut producer, mut consumer, _memory) = pair(12);
-        let total = 1_000_000u32;
-        let writer = std::thread::spawn(move || {
-            let mut sent = 0;
-            while sent < total {
-                let bytes: Vec<u8> = (sent..total).take(700).map(|n| (n % 253) as u8).collect();
-                sent +=
-                    u32::try_from(producer.write(&bytes).expect("honest consumer")).expect("small");
-                std::hint::spin_loop();
-            }
-        });
-        let mut got = 0;
-        while got < total {
-            let mut out = vec![0; consumer.available().expect("honest producer") as usize];
-            consumer.read(&mut out);
-            let _ = consumer.release();
-            for byte in out {
-                assert_eq!(byte, (got % 253) as u8);
-                got += 1;
-            }
-        }
-        writer.join().expect("the writer ends");
-    }
-}
+#[path = "vchan_tests.rs"]
+mod tests;

@@ -4,10 +4,13 @@
 //! Whatever a guest can write (its ring, its part of xenstore) is treated as an enemy's: copied once,
 //! then looked at. Nothing here waits without a deadline.
 
+pub mod client;
+pub mod descriptor;
 mod error;
 pub mod evtchn;
 pub mod gntalloc;
 pub mod gntdev;
+pub mod guest;
 mod ioctl;
 pub mod xenstore;
 pub mod xenstore_wire;
