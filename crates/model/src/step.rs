@@ -109,6 +109,8 @@ impl Model {
                     state.fail(&violation.to_string());
                 }
             }
+            // Nothing is executed before it is committed in these cases.
+            Effect::Rollback { .. } => state.fail("what is committed was undone"),
             // Nobody crashes, nothing is trimmed and no state is transferred in so few steps.
             Effect::Persist(_)
             | Effect::Trim { .. }
@@ -159,7 +161,13 @@ impl Model {
                     .shape
                     .receivers(host)
                     .map(|r| &self.rings[self.index(r)]);
-                if let Err(violation) = postbox.observer.check(self.shape, certificate, rings) {
+                let observer = Arc::clone(&postbox.observer);
+                let truth = Arc::make_mut(&mut state.truth);
+                let checked = observer.check(self.shape, certificate, rings, truth);
+                if matches!(certificate.signed.statement, Statement::Committed { .. }) {
+                    state.truth_print = print(|to| write!(to, "{:?}", state.truth));
+                }
+                if let Err(violation) = checked {
                     state.fail(&violation.to_string());
                 }
             }

@@ -213,9 +213,8 @@ fn flip(byte: usize, bit: u8) {
     }
     writer.publish();
     let expected = read_all(&mut LogView::open(memory.clone()).expect("a log"));
-    writer
-        .memory
-        .store_u8(byte, memory.load_u8(byte) ^ (1 << bit));
+    let bent = memory.load_u8(byte) ^ (1 << bit);
+    writer.memory.copy_in(byte, &[bent]);
     let (into, copy) = WriteMemory::heap_pair(region_bytes(&info().limits));
     if let Ok(view) = LogView::open(memory.clone())
         && region_bytes(&view.info().limits) == region_bytes(&info().limits)

@@ -361,6 +361,7 @@ fn restored_by(jobs: &[Job], before: Slot) -> Slot {
         | Job::RestoreActivate(_)
         | Job::Execute(_)
         | Job::Query { .. }
+        | Job::Rollback { .. }
         | Job::Checkpoint(_) => None,
     });
     begun.unwrap_or(before)

@@ -129,7 +129,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// Makes sure that nothing of another cluster is in the way.
 fn clear(layout: &Layout, force: bool) -> anyhow::Result<()> {
     let data = layout.directory().join("data");
-    let mut old = vec![layout.config(), layout.keys(), layout.tls(), data.clone()];
+    let mut old = vec![
+        layout.config(),
+        layout.keys(),
+        layout.tls(),
+        data.clone(),
+        layout.run(),
+    ];
     old.retain(|path| path.exists());
     let Some(first) = old.first() else {
         return Ok(());

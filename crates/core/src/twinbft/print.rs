@@ -46,6 +46,7 @@ impl Replica {
             past,
             mutes,
             quarantine,
+            vouching,
         } = self;
         write!(to, "{now:?}{log:?}{slots:?}{stable:?}{sessions:?}{pool:?}")?;
         write!(to, "{book:?}{leader:?}{voting:?}{backup:?}{commit:?}")?;
@@ -53,6 +54,6 @@ impl Replica {
         write!(to, "{reads:?}{views:?}{suspicion:?}{forwards:?}")?;
         write!(to, "{heartbeats:?}{chain:?}{catchup:?}{transfer:?}")?;
         write!(to, "{serving:?}{recovery:?}{own:?}{amnesia:?}{peers:?}")?;
-        write!(to, "{past:?}{mutes:?}{quarantine:?}")
+        write!(to, "{past:?}{mutes:?}{quarantine:?}{vouching:?}")
     }
 }

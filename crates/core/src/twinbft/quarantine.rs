@@ -63,7 +63,7 @@ impl Replica {
         self.report_standing(twin, EventKind::Readmitted, out);
         if twin == self.config.twin() {
             // What it has posted meanwhile was not heard.
-            self.adopt_log();
+            self.adopt_log(out);
         }
     }
 

@@ -21,7 +21,7 @@ const AGAIN_MAX: usize = 1024;
 const AGAIN_EVERY_US: u64 = 50_000;
 
 /// What a twin said about one slot, for the MACs in it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Said {
     twin: TwinId,
     /// Only when tentative (4.8).
@@ -54,7 +54,7 @@ struct Again {
     said: Vec<AgainSaid>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct AgainSaid {
     twin: TwinId,
     view: Option<View>,

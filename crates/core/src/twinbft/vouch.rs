@@ -18,7 +18,7 @@ use crate::mutants::{Rule, out as is_out};
 const SIGN_EVERY_US: u64 = 50_000;
 
 /// What this twin vouches for, and what others have vouched for to it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Vouching {
     /// What it has signed last for somebody who lags, and when.
     signed: Option<(Slot, Digest, u64)>,

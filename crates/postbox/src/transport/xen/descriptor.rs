@@ -107,8 +107,11 @@ impl Descriptor {
     }
 }
 
+/// Reads a node below the descriptor's path; `None` when there is none.
+type ReadNode<'a, E> = &'a mut dyn FnMut(&str) -> Result<Option<Vec<u8>>, E>;
+
 struct Nodes<'a, E> {
-    read: &'a mut dyn FnMut(&str) -> Result<Option<Vec<u8>>, E>,
+    read: ReadNode<'a, E>,
     failed: Option<E>,
 }
 
