@@ -14,10 +14,11 @@ mod evidence;
 mod fault;
 pub mod hostlog;
 mod io;
-pub mod mutants;
 mod record;
 mod session;
 mod twinbft;
+
+pub use twinbft_types::mutants;
 
 pub use config::{CoreConfig, Execution, Tuning};
 pub use evidence::{Event, EventKind, Output};

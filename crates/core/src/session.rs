@@ -143,8 +143,11 @@ impl SessionTable {
 
     /// Marks a request as executed in `slot`. `false` when it must be a no-op (4.7).
     pub fn begin(&mut self, client: ClientId, seq: Seq, slot: Slot) -> bool {
-        if self.standing(client, seq) != Standing::Open && !is_out(Rule::Once) {
-            return false;
+        match self.standing(client, seq) {
+            Standing::Open => {}
+            Standing::Early if is_out(Rule::ClientWindow) => {}
+            _ if is_out(Rule::Once) => {}
+            Standing::Early | Standing::Executed | Standing::Expired => return false,
         }
         let sessions_max = self.bounds.sessions_max;
         let key = self.keys.entry(client.key).or_default();

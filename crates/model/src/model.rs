@@ -5,7 +5,7 @@ use std::sync::Arc;
 use stateright::Property;
 use twinbft_core::mutants::Rule;
 use twinbft_core::{CoreConfig, Input, Replica, Tuning};
-use twinbft_sim::{Cast, Observer};
+use twinbft_sim::{Cast, Observer, Truth};
 use twinbft_types::{
     ClientId, Digest, Domain, Epoch, HostId, KeyRing, Mac, ProcessId, ReplicaId, Request, Seq,
     Shape, SignedRequest,
@@ -145,7 +145,7 @@ impl Model {
             hosts: hosts.collect(),
             letters: Default::default(),
             held: 0,
-            truth: Arc::default(),
+            truth: Arc::new(Truth::new(self.tuning.session_window)),
             truth_print: 0,
             left: Left {
                 lies: self.case.lies,

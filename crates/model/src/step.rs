@@ -139,7 +139,7 @@ impl Model {
             ));
         }
         let truth = Arc::make_mut(&mut state.truth);
-        let agrees = truth.execute(execute.slot, execute.seed, &execute.requests);
+        let agrees = truth.execute(execute, u64::MAX);
         state.truth_print = print(|to| write!(to, "{:?}", state.truth));
         if let Err(violation) = agrees {
             state.fail(&violation.to_string());

@@ -87,7 +87,12 @@ impl Client {
             let operation = if fast || rng.random_bool(0.3) {
                 Operation::Read { key }
             } else {
-                let value = u64::from(self.id.key + 1) << 32 | self.next_value;
+                // Every third client writes few values, which return.
+                let value = if self.id.key % 3 == 2 {
+                    rng.random_range(1..3)
+                } else {
+                    u64::from(self.id.key + 1) << 32 | self.next_value
+                };
                 self.next_value += 1;
                 Operation::Write { key, value }
             };

@@ -1,15 +1,18 @@
 //! One simulated twin: the real core, a service, a channel to its host's postbox.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use twinbft_core::{CoreConfig, Effect, Effects, Input, PeerFault, Record, Replica, Tick};
-use twinbft_types::{Digest, Entry, ReplicaId, Request, Slot};
+use twinbft_core::{CoreConfig, Effect, Effects, Execute, Input, PeerFault, Record, Replica, Tick};
+use twinbft_types::{Entry, ReplicaId, Slot};
 
 use crate::byzantine::Puppet;
-use crate::oracles::Busy;
+use crate::oracles::{Busy, Undone};
 use crate::service::{Restoring, Service};
 use crate::world::Disk;
+
+/// True time, since 1970, when a run begins.
+pub const BEGINNING_US: u64 = 1_700_000_000_000_000;
 
 /// A post under way: the bytes, and the entry when they are one.
 #[derive(Debug)]
@@ -26,12 +29,14 @@ pub struct Twin {
     pub service: Service,
     /// The last checkpoint begun, or genesis: where an undo leads back to.
     pub base: (Slot, Service),
-    /// What it has executed and does not know to be committed.
-    pub tentative: std::collections::BTreeMap<Slot, (Digest, Vec<Request>)>,
+    /// What it has executed and does not know to be committed, with what the furthest clock showed then.
+    pub tentative: BTreeMap<Slot, (Execute, u64)>,
+    /// Of a double that answers fast reads from earlier states: the last ones, oldest first.
+    pub earlier: VecDeque<Service>,
     /// `None` for a correct twin.
     pub puppet: Option<Puppet>,
     /// The states of late checkpoints, for those who fetch them.
-    pub snapshots: std::collections::BTreeMap<Slot, Service>,
+    pub snapshots: BTreeMap<Slot, Service>,
     /// The state that is fetched.
     pub restoring: Option<Restoring>,
     /// The next position of the log to read.
@@ -58,6 +63,7 @@ pub struct Twin {
     /// How often it may crash.
     pub crashes_left: u32,
     pub busy: Busy,
+    pub undone: Undone,
 }
 
 impl Twin {
@@ -73,9 +79,10 @@ impl Twin {
             core: Replica::new(config),
             service: Service::default(),
             base: (Slot(0), Service::default()),
-            tentative: std::collections::BTreeMap::new(),
+            tentative: BTreeMap::new(),
+            earlier: VecDeque::new(),
             puppet,
-            snapshots: std::collections::BTreeMap::new(),
+            snapshots: BTreeMap::new(),
             restoring: None,
             position: 0,
             read_at_us: None,
@@ -90,6 +97,7 @@ impl Twin {
             life: 0,
             crashes_left: 3,
             busy: Busy::default(),
+            undone: Undone::default(),
         }
     }
 
@@ -114,11 +122,9 @@ impl Twin {
         input: Input,
         effects: &mut Effects,
     ) -> Result<(), PeerFault> {
-        const BEGINNING_US: i64 = 1_700_000_000_000_000;
-        let wall = BEGINNING_US + self.skew_us + i64::try_from(now_us).expect("runs are short");
         let tick = Tick {
             mono_us: now_us,
-            wall_us: u64::try_from(wall).expect("after 1970"),
+            wall_us: (BEGINNING_US + now_us).saturating_add_signed(self.skew_us),
         };
         self.core.step(tick, input, effects)
     }

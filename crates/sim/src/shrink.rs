@@ -36,11 +36,10 @@ pub fn run_caught(scenario: Scenario) -> Result<Report, Violation> {
     })
 }
 
-/// Shrinks the scenario of `seed`; `None` when it does not fail. A smaller scenario counts when it breaks the same
+/// Shrinks a scenario; `None` when it does not fail. A smaller scenario counts when it breaks the same
 /// invariant.
 #[must_use]
-pub fn shrink(seed: u64) -> Option<Smallest> {
-    let original = Scenario::from_seed(seed);
+pub fn shrink(original: &Scenario) -> Option<Smallest> {
     let violation = run_caught(original.clone()).err()?;
     let mut smallest = Smallest {
         scenario: original.clone(),
@@ -48,7 +47,7 @@ pub fn shrink(seed: u64) -> Option<Smallest> {
         violation,
         tried: 1,
     };
-    while let Some(smaller) = step(&original, &smallest) {
+    while let Some(smaller) = step(original, &smallest) {
         smallest = smaller;
     }
     Some(smallest)

@@ -10,6 +10,7 @@ mod entry;
 mod ids;
 mod keyring;
 mod keys;
+pub mod mutants;
 mod request;
 mod shape;
 mod statement;

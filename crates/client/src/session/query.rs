@@ -1,6 +1,7 @@
 //! What the twins have answered to one fast read (protocol.md 7).
 
 use bytes::Bytes;
+use twinbft_types::mutants::{Rule, out as is_out};
 use twinbft_types::{Digest, HostId, QueryAnswer, ReplicaId, Shape, View};
 
 use super::fault::{FaultCounters, ReplicaFault};
@@ -108,7 +109,11 @@ impl QueryTally {
             let words = self.words_of(host);
             let silent = words.iter().filter(|w| w.is_none()).count();
             let said = word.map_or(0, |word| {
-                words.iter().filter(|w| w.as_ref() == Some(word)).count()
+                let same = |other: &Word| {
+                    let version = other.version == word.version || is_out(Rule::ReadVersion);
+                    other.result == word.result && other.view == word.view && version
+                };
+                words.iter().flatten().filter(|other| same(other)).count()
             });
             agreed += usize::from(said >= q);
             possible += usize::from(said + silent >= q);

@@ -3,6 +3,7 @@
 use twinbft_types::{TwinId, View};
 
 use super::{Decision, HostLog};
+use crate::mutants::{Rule, out as is_out};
 
 impl HostLog {
     /// 6: a LEAVE counts by its sender and number alone.
@@ -11,7 +12,12 @@ impl HostLog {
         *own = view.max(*own);
         let mut leaves = self.leaves.clone();
         leaves.sort_unstable_by(|a, b| b.cmp(a));
-        let fence = leaves[self.shape.twin_quorum() - 1];
+        let quorum = if is_out(Rule::FenceQuorum) {
+            1
+        } else {
+            self.shape.twin_quorum()
+        };
+        let fence = leaves[quorum - 1];
         if fence > self.fenced_to {
             self.fenced_to = fence;
             // A host that recovered has installed its view without a fence (8).

@@ -3,6 +3,7 @@
 use twinbft_types::{Digest, Slot, TwinId};
 
 use super::{Decision, HostLog};
+use crate::mutants::{Rule, out as is_out};
 
 impl HostLog {
     /// 5: `q` equal JUMPs set `n_acc = n` if `n > n_acc`, and otherwise do nothing; of each twin its latest counts. The
@@ -17,7 +18,10 @@ impl HostLog {
         self.jumps.retain(|(twin, ..)| *twin != sender);
         self.jumps.push((sender, slot, history));
         let equal = self.jumps.iter().filter(|j| (j.1, j.2) == (slot, history));
-        if equal.count() < self.shape.twin_quorum() || slot <= self.accepted || self.is_primary() {
+        if equal.count() < self.shape.twin_quorum()
+            || (slot <= self.accepted && !is_out(Rule::JumpRaises))
+            || self.is_primary()
+        {
             return;
         }
         self.accepted = slot;

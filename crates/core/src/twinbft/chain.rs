@@ -332,7 +332,12 @@ impl Replica {
             let requests: Vec<RequestRef> = fetched.bodies.iter().map(Request::reference).collect();
             let batch = batch_digest(&requests);
             let slot = fetched.slot;
-            let own = history(fetched.previous, slot, batch, fetched.timestamp_us);
+            let mut own = history(fetched.previous, slot, batch, fetched.timestamp_us);
+            if is_out(Rule::ChainHash)
+                && let Some(wanted) = (self.chain.fetches.iter()).find(|f| f.missing.0 == slot)
+            {
+                own = wanted.missing.1;
+            }
             let fits = |fetch: &Fetch| fetch.missing == (slot, own) && slot > self.stable;
             let index = match extended {
                 Some(index) if fits(&self.chain.fetches[index]) => index,

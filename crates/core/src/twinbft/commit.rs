@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use twinbft_types::wire::PeerMessage;
-use twinbft_types::{Certificate, Digest, Entry, HostId, ReplicaId, Slot, Statement, TwinId, View};
+use twinbft_types::{
+    Certificate, Digest, Entry, HOSTS_MAX, HostId, ReplicaId, Slot, Statement, TwinId, View,
+};
 
 use super::Replica;
 use crate::io::{Effect, Effects};
+use crate::mutants::{Rule, out as is_out};
 
 /// A batch of at most this many requests is acknowledged together with others (docs/adr/0009-lazy-acks.md).
 const LAZY_REQUESTS_MAX: usize = 4;
@@ -211,7 +214,7 @@ impl Replica {
             beat: None,
         };
         // An acceptance that is only foreseen: nothing may leave before it is read back.
-        if slot > self.log.accepted().0 {
+        if slot > self.log.accepted().0 && !is_out(Rule::Release) {
             self.foresee_ack(slot, statement, lazy, out);
         } else {
             self.sign_decided(&statement, lazy, out);
@@ -364,24 +367,27 @@ impl Replica {
         let shape = self.config.shape;
         let own = self.surely_accepted();
         let primary = shape.primary(view);
-        let mut accepted: Vec<Slot> = shape
-            .all_hosts()
-            .map(|host| {
-                if host == self.config.host() {
-                    self.commit.counted(view, own)
-                } else if host == primary {
-                    // Its ORDER certificate counts as its own acceptance.
-                    self.commit.counted(view, self.backup.tip().max(own))
-                } else {
-                    self.commit.acknowledged(host, view)
-                }
-            })
-            .collect();
+        let mut accepted = [Slot(0); HOSTS_MAX as usize];
+        for (host, accepted) in shape.all_hosts().zip(&mut accepted) {
+            *accepted = if host == self.config.host() {
+                self.commit.counted(view, own)
+            } else if host == primary {
+                // Its ORDER certificate counts as its own acceptance.
+                self.commit.counted(view, self.backup.tip().max(own))
+            } else {
+                self.commit.acknowledged(host, view)
+            };
+        }
         accepted.sort_unstable_by(|a, b| b.cmp(a));
         // What this host has not accepted itself is not executed here, whoever else has it: its RESULT would come too early
         // to count. A host that lags by more than a checkpoint cannot be waited for: its twins go on, each at its own pace,
         // until they meet at a checkpoint and take the host along (5, JUMP).
-        let known = accepted[shape.host_quorum() - 1];
+        let quorum = if is_out(Rule::CommitQuorum) {
+            1
+        } else {
+            shape.host_quorum()
+        };
+        let known = accepted[quorum - 1];
         let interval = self.config.tuning.checkpoint_slots;
         let lags_behind = |slot: Slot| own.0 + interval < slot.0;
         let committed = if lags_behind(known) {

@@ -12,6 +12,7 @@ use crate::evidence::{Event, EventKind};
 use crate::fault::PeerFault;
 use crate::hostlog::{Decision, Invalid};
 use crate::io::{Effect, Effects};
+use crate::mutants::{Rule, out as is_out};
 use crate::record::Record;
 
 impl Replica {
@@ -224,7 +225,8 @@ impl Replica {
     /// A sibling's own authenticator with exactly one MAC for each receiver: nothing larger goes into a certificate.
     fn is_well_formed(&self, authenticator: &twinbft_types::Authenticator, sender: TwinId) -> bool {
         let receivers = self.config.shape.receivers(self.config.host()).count();
-        authenticator.twin == sender && authenticator.macs.len() == receivers
+        (authenticator.twin == sender || is_out(Rule::SignSender))
+            && authenticator.macs.len() == receivers
     }
 
     fn handle_sign(

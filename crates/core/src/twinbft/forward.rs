@@ -11,6 +11,7 @@ use twinbft_types::{
 use super::Replica;
 use crate::fault::PeerFault;
 use crate::io::{Effect, Effects};
+use crate::mutants::{Rule, out as is_out};
 use crate::session::Standing;
 
 /// Requests for which timers run; more are not forwarded until some are executed.
@@ -213,6 +214,7 @@ impl Replica {
                 seq,
                 digest,
             })
+            && !is_out(Rule::ForwardRequest)
         {
             return Err(PeerFault::UnexpectedStatement {
                 from,

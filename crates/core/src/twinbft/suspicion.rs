@@ -104,10 +104,12 @@ impl Replica {
         let now_us = self.now.mono_us;
         let patience = self.patience_us();
         let is_over = |since: u64| since + patience <= now_us;
-        if self.waiting_since().is_some_and(is_over) {
+        let mut waits = self.waiting_since().is_some_and(is_over);
+        if waits {
             self.drop_stale_forwards();
+            waits = self.waiting_since().is_some_and(is_over);
         }
-        if self.waiting_since().is_some_and(is_over) {
+        if waits {
             self.suspicion.good_since_us = now_us;
             self.wish(current.next(), out);
             return;

@@ -283,15 +283,17 @@ impl Replica {
         let (clock, bound) = (self.now.wall_us, self.config.tuning.clock_bound_us);
         let t = candidate.timestamp_us;
         // A leader that proposes a request twice or lets time go back gets no vote at all.
-        if !private.proper || t <= previous_us {
+        if !private.proper || (t <= previous_us && !is_out(Rule::Timestamp)) {
             return Judgement::Wait;
         }
         // 4.3: what is merely early waits.
-        if slot > self.high_mark() || t > (previous_us + 1).max(clock.saturating_add(bound)) {
+        let is_early = t > (previous_us + 1).max(clock.saturating_add(bound));
+        if slot > self.high_mark() || (is_early && !is_out(Rule::Timestamp)) {
             return Judgement::Wait;
         }
         // 4.3: a late timestamp is NACKed naming no request.
-        if t < clock.saturating_sub(bound) && t != previous_us + 1 {
+        let is_late = t < clock.saturating_sub(bound) && t != previous_us + 1;
+        if is_late && !is_out(Rule::Timestamp) {
             return Judgement::Nack(Vec::new());
         }
         let mut failed = private.failed.clone();
@@ -333,7 +335,8 @@ impl Replica {
         private.voted = Some(Vote::Endorse);
         let bodies: Vec<Request> = private.bodies.iter().flatten().cloned().collect();
         // 3: with two twins a follower's ENDORSE carries its signature, unless it has posted its own LEAVE.
-        let signs = self.config.shape.unanimous() && self.views.left() <= view;
+        let early = self.config.shape.unanimous() || is_out(Rule::Release);
+        let signs = early && self.views.left() <= view;
         let signature = signs.then(|| {
             let statement = Statement::Order {
                 view,

@@ -422,6 +422,38 @@ impl Puppet {
         }
     }
 
+    /// What would be the next ORDER, had its host decided it: everything fits but the signatures.
+    fn next_order(&self, hints: &Hints, rng: &mut ChaCha8Rng) -> OrderMessage {
+        let bodies = vec![self.request(hints, rng)];
+        let requests: Vec<RequestRef> = bodies.iter().map(Request::reference).collect();
+        let slot = hints.accepted.next();
+        let timestamp_us = 1_700_000_000_000_000 + rng.random_range(0..1_000_000);
+        let batch = twinbft_types::batch_digest(&requests);
+        let signed = Signed {
+            host: self.me.host,
+            incarnation: Incarnation(0),
+            statement: Statement::Order {
+                view: hints.view,
+                slot,
+                history: twinbft_types::history(hints.history, slot, batch, timestamp_us),
+            },
+        };
+        let own = self.keys.sign(self.shape, &signed);
+        let twins = self.shape.all_twins();
+        let authenticators = twins.map(|twin| Authenticator {
+            twin,
+            macs: own.macs.clone(),
+        });
+        OrderMessage {
+            certificate: Certificate {
+                authenticators: authenticators.collect(),
+                signed,
+            },
+            timestamp_us,
+            bodies,
+        }
+    }
+
     fn request(&self, hints: &Hints, rng: &mut ChaCha8Rng) -> Request {
         let bytes = [10, 0, 1, 4000][usual(rng)];
         Request {
@@ -457,6 +489,7 @@ impl Puppet {
                 slot: hints.slot(rng),
                 history: hints.history(rng),
             },
+            2 if rng.random_bool(0.7) => PeerMessage::Order(self.next_order(hints, rng)),
             2 => PeerMessage::Order(self.order(hints, rng)),
             8 => PeerMessage::FetchNewView {
                 view: hints.view(rng),

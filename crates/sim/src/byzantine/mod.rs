@@ -2,6 +2,7 @@
 //! does things of its own in between ([`forge`]). A double has its twin's keys and nobody else's.
 
 mod forge;
+mod late;
 mod rewrite;
 
 use std::sync::Arc;
@@ -10,9 +11,10 @@ use bytes::Bytes;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use twinbft_types::wire::{PeerMessage, Reply};
-use twinbft_types::{Entry, KeyRing, ReplicaId, Shape};
+use twinbft_types::{Entry, KeyRing, ReplicaId, Shape, SignedRequest};
 
 pub use forge::Hints;
+use late::{Signatures, Votes};
 
 /// How a twin deviates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +53,19 @@ pub enum Double {
     Equivocating,
     /// Posts one kind of entry until its quota is full.
     Spamming,
+    /// Its fast reads are answered from the state some writes ago, under a valid MAC.
+    StaleAnswer,
+    /// Posts its votes again after a fence, and some of them only then.
+    Belated,
+    /// Sends a certificate as soon as its own signature makes it one, whatever the log says.
+    Assembling,
+    /// As a leader: its batches carry a wrong time.
+    Backdating,
+    /// As a leader: puts a request into its batches that it has received and that has no place there.
+    Greedy,
 }
 
-const ALL: [Double; 17] = [
+const ALL: [Double; 22] = [
     Double::Mute,
     Double::WrongResult,
     Double::WrongService,
@@ -71,6 +83,11 @@ const ALL: [Double; 17] = [
     Double::Lying,
     Double::Equivocating,
     Double::Spamming,
+    Double::StaleAnswer,
+    Double::Belated,
+    Double::Assembling,
+    Double::Backdating,
+    Double::Greedy,
 ];
 
 /// Most acts of its own of one double in one run: the log and the run stay short.
@@ -110,6 +127,10 @@ pub struct Puppet {
     held: Vec<twinbft_core::Effect>,
     /// Which kind [`Double::Spamming`] posts.
     kind: u32,
+    votes: Votes,
+    signatures: Signatures,
+    /// Requests that it has received.
+    requests: Vec<SignedRequest>,
 }
 
 impl Puppet {
@@ -131,6 +152,9 @@ impl Puppet {
             acts_left: ACTS_MAX,
             held: Vec::new(),
             kind: rng.random_range(0..forge::ENTRY_KINDS),
+            votes: Votes::default(),
+            signatures: Signatures::default(),
+            requests: Vec::new(),
         }
     }
 
@@ -138,13 +162,30 @@ impl Puppet {
     pub const fn listens(&self) -> bool {
         matches!(
             self.double,
-            Double::Forging | Double::Lying | Double::Replaying | Double::Equivocating
+            Double::Forging
+                | Double::Lying
+                | Double::Replaying
+                | Double::Equivocating
+                | Double::Belated
+                | Double::Assembling
         )
     }
 
     /// It has read this entry.
     pub fn note_entry(&mut self, entry: &Entry, rng: &mut ChaCha8Rng) {
+        match self.double {
+            Double::Belated => return self.votes.note_entry(entry),
+            Double::Assembling => return self.signatures.note_entry(entry, self.me),
+            _ => {}
+        }
         remember(&mut self.entries, entry.clone(), rng);
+    }
+
+    /// It has received this request.
+    pub fn note_request(&mut self, request: &SignedRequest, rng: &mut ChaCha8Rng) {
+        if self.double == Double::Greedy {
+            remember(&mut self.requests, request.clone(), rng);
+        }
     }
 
     /// It has received this message.
@@ -158,10 +199,11 @@ impl Puppet {
             Double::Noisy => 0.05,
             Double::Forging | Double::Replaying => 0.15,
             Double::Lying | Double::Equivocating => 0.1,
-            Double::Spamming => 0.3,
+            Double::Spamming | Double::Belated => 0.3,
+            Double::Assembling => 1.0,
             _ => return Vec::new(),
         };
-        if self.acts_left == 0 || !rng.random_bool(chance) {
+        if self.acts_left == 0 || self.has_nothing_to_do() || !rng.random_bool(chance) {
             return Vec::new();
         }
         self.acts_left -= 1;
@@ -172,7 +214,25 @@ impl Puppet {
             Double::Lying => self.lie(hints, rng),
             Double::Equivocating => self.equivocate(hints, rng),
             Double::Spamming => (0..4).map(|_| Act::Post(self.spam(hints, rng))).collect(),
+            Double::Belated => self.votes.late.drain(..).map(Act::Post).collect(),
+            Double::Assembling => {
+                let certificate = self.signatures.assemble(self.shape, self.me, &self.keys);
+                let message = certificate.map(PeerMessage::Certificate).map(Arc::new);
+                let to = self.any_peer(rng);
+                to.zip(message)
+                    .map(|(to, message)| Act::Send(to, message))
+                    .into_iter()
+                    .collect()
+            }
             _ => Vec::new(),
+        }
+    }
+
+    const fn has_nothing_to_do(&self) -> bool {
+        match self.double {
+            Double::Belated => self.votes.late.is_empty(),
+            Double::Assembling => self.signatures.open.is_empty(),
+            _ => false,
         }
     }
 

@@ -41,7 +41,21 @@ impl Puppet {
                 self.remember(&effect, rng);
                 vec![effect]
             }
-            Double::Forgetful | Double::WrongService | Double::Spamming => vec![effect],
+            Double::Belated => match &effect {
+                Effect::Post { entry, .. }
+                    if self.votes.keeps_back(entry, rng.random_bool(0.5)) =>
+                {
+                    Vec::new()
+                }
+                _ => vec![effect],
+            },
+            Double::Backdating => vec![backdated(effect, rng)],
+            Double::Greedy => self.greedy(effect, rng),
+            Double::Forgetful
+            | Double::WrongService
+            | Double::Spamming
+            | Double::StaleAnswer
+            | Double::Assembling => vec![effect],
         }
     }
 
@@ -145,6 +159,34 @@ impl Puppet {
         }
     }
 
+    /// A request more in a batch, and its body.
+    fn greedy(&self, mut effect: Effect, rng: &mut ChaCha8Rng) -> Vec<Effect> {
+        let Effect::Post {
+            entry: Entry::Propose { requests, .. },
+            ..
+        } = &mut effect
+        else {
+            return vec![effect];
+        };
+        let Some(request) = super::pick(&self.requests, rng) else {
+            return vec![effect];
+        };
+        let reference = request.request.reference();
+        if requests.contains(&reference) {
+            return vec![effect];
+        }
+        match requests.len() {
+            // No more than a batch may have.
+            1 => requests.push(reference),
+            _ => requests[0] = reference,
+        }
+        let body = Effect::Post {
+            entry: Entry::Body { request },
+            lazy: false,
+        };
+        vec![effect, body]
+    }
+
     /// Another batch, another time, under the right certificate.
     fn equivocal(&self, effect: Effect, rng: &mut ChaCha8Rng) -> Effect {
         let Effect::Send { to, message } = effect else {
@@ -171,6 +213,23 @@ impl Puppet {
         let message = Arc::new(message);
         Effect::Send { to, message }
     }
+}
+
+fn backdated(mut effect: Effect, rng: &mut ChaCha8Rng) -> Effect {
+    if let Effect::Post {
+        entry: Entry::Propose { timestamp_us, .. },
+        ..
+    } = &mut effect
+        && rng.random_bool(0.3)
+    {
+        let by_us = [1_000, 2_000_000, 60_000_000][rng.random_range(0..3)];
+        *timestamp_us = if rng.random_bool(0.5) {
+            timestamp_us.saturating_add(by_us)
+        } else {
+            timestamp_us.saturating_sub(by_us)
+        };
+    }
+    effect
 }
 
 fn spoil(macs: &mut [Mac], rng: &mut ChaCha8Rng) {

@@ -9,11 +9,15 @@ mod linear;
 mod memory;
 mod once;
 mod progress;
+mod time;
+mod undone;
+mod window;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use twinbft_types::{ClientId, Digest, Request, Seq, Slot};
+use twinbft_core::Execute;
+use twinbft_types::{ClientId, Digest, Seq, Slot};
 
 pub use busy::Busy;
 pub use certificates::Observer;
@@ -22,6 +26,7 @@ pub use histories::check_histories;
 pub use linear::check_linearizable;
 pub use memory::check_footprint;
 pub use progress::check_progress;
+pub use undone::Undone;
 
 /// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,18 +54,31 @@ pub struct Truth {
     /// What valid COMMITTED certificates say of slots.
     vouched: BTreeMap<Slot, Digest>,
     executed: BTreeMap<(ClientId, Seq), Slot>,
+    /// The time of the last slot.
+    timestamp_us: u64,
+    /// By session: the numbers that were executed, without those below the window.
+    windows: BTreeMap<ClientId, window::Executed>,
+    /// `W`.
+    window: u64,
     /// Registers after the last slot, and the slot of each write.
     writes: BTreeMap<u8, Vec<(Slot, u64)>>,
 }
 
 impl Truth {
+    /// With clients whose window is `window`.
+    pub fn new(window: u64) -> Self {
+        Self {
+            window,
+            ..Self::default()
+        }
+    }
+
     /// A correct twin is about to execute this.
-    pub fn execute(
-        &mut self,
-        slot: Slot,
-        history: Digest,
-        requests: &[Request],
-    ) -> Result<(), Violation> {
+    ///
+    /// # Errors
+    /// The first broken invariant.
+    pub fn execute(&mut self, execute: &Execute, latest_us: u64) -> Result<(), Violation> {
+        let (slot, history, requests) = (execute.slot, execute.seed, &execute.requests[..]);
         let first = agreement::check(&self.slots, slot, history, requests)?;
         if first {
             if let Some(said) = self.vouched.get(&slot).filter(|said| **said != history) {
@@ -71,6 +89,8 @@ impl Truth {
                     ),
                 ));
             }
+            time::check(&mut self.timestamp_us, latest_us, execute)?;
+            window::check(&mut self.windows, self.window, requests)?;
             once::check(&mut self.executed, slot, requests)?;
             for request in requests {
                 if let Some(crate::service::Operation::Write { key, value }) =

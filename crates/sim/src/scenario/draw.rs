@@ -36,6 +36,8 @@ const SHAPES: [(u8, u8); 20] = [
 
 /// Those in which tentative execution makes the most difference.
 const LARGE_SHAPES: [(u8, u8); 6] = [(5, 2), (4, 2), (5, 2), (5, 3), (7, 2), (4, 3)];
+/// At most three hosts of two twins.
+const SMALL_SHAPES: [(u8, u8); 4] = [(3, 2), (3, 2), (2, 2), (1, 2)];
 
 const BAD_CLIENTS: [ClientKind; 7] = [
     ClientKind::HalfAuthentic,
@@ -51,15 +53,26 @@ impl Scenario {
     /// The scenario of this seed.
     #[must_use]
     pub fn from_seed(seed: u64) -> Self {
+        Self::draw(seed, &SHAPES)
+    }
+
+    /// The scenario of this seed among those of small clusters: at most three hosts of two twins.
+    #[must_use]
+    pub fn small(seed: u64) -> Self {
+        Self::draw(seed, &SMALL_SHAPES)
+    }
+
+    fn draw(seed: u64, shapes: &[(u8, u8)]) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut drawn = SHAPES[rng.random_range(0..SHAPES.len())];
+        let is_small = shapes.len() == SMALL_SHAPES.len();
+        let mut drawn = shapes[rng.random_range(0..shapes.len())];
         let mut tuning = draw_tuning(&mut rng);
         // By dice of its own, so that a seed has the same faults in either mode.
         let mut dice = ChaCha8Rng::seed_from_u64(seed ^ 0x7465_6e74);
         if dice.random_bool(0.4) {
             tuning.execution = Execution::Tentative;
             // With more than three hosts the backups, too, execute what is not committed.
-            if dice.random_bool(0.6) {
+            if dice.random_bool(0.6) && !is_small {
                 drawn = LARGE_SHAPES[dice.random_range(0..LARGE_SHAPES.len())];
             }
         }
@@ -91,23 +104,13 @@ impl Scenario {
         if rng.random_bool(0.5) {
             scenario.draw_doubles(&mut rng);
         }
+        scenario.draw_silence(&mut rng);
         scenario.keep_disks();
         scenario.draw_host_losses();
-        scenario.avoid_known_gaps();
-        scenario
-    }
-
-    /// docs/known-gaps.md, 2 and 5: half-authentic clients can stop progress when there are two of them, and when
-    /// followers are Byzantine.
-    fn avoid_known_gaps(&mut self) {
-        let half =
-            |c: &ClientPlan| matches!(c.kind, ClientKind::HalfAuthentic | ClientKind::SpoiltMacs);
-        if self.clients.iter().any(half) {
-            self.clients.retain(|c| c.kind.is_honest() || half(c));
-            self.clients
-                .truncate(1 + self.clients.iter().position(half).expect("there is one"));
-            self.doubles.retain(|r, _| r.host.0 != 0);
+        if !is_small {
+            scenario.draw_theme(&mut rng);
         }
+        scenario
     }
 
     fn draw_faults(&mut self, rng: &mut ChaCha8Rng) {
@@ -162,6 +165,31 @@ impl Scenario {
             point,
             down_us: span.to_us - span.from_us + 1,
             loss: losses[rng.random_range(0..losses.len())],
+        }
+    }
+
+    /// Of the `f` hosts that may be silent, those that no doubles mute may fall silent for good.
+    fn draw_silence(&mut self, rng: &mut ChaCha8Rng) {
+        let masked = usize::from(self.shape.twins()) - self.shape.twin_quorum();
+        let of = |host: HostId| self.doubles.keys().filter(|r| r.host == host).count();
+        let muted = (self.shape.all_hosts()).filter(|h| of(*h) > masked).count();
+        if muted < self.shape.host_faults() && rng.random_bool(0.1) {
+            let span = self.draw_span(rng);
+            let host = rng.random_range(0..self.shape.hosts());
+            // A twin without its disk counts as faulty until it has caught up: not on top of this.
+            self.faults.retain(|f| {
+                !matches!(
+                    f,
+                    Fault::Crash {
+                        loss: Loss::Disk,
+                        ..
+                    }
+                )
+            });
+            self.faults.push(Fault::Silence {
+                from_us: span.from_us,
+                host,
+            });
         }
     }
 

@@ -4,6 +4,7 @@
 mod draw;
 mod edit;
 mod loss;
+mod theme;
 
 use std::collections::BTreeMap;
 
@@ -184,6 +185,13 @@ pub enum Fault {
         down_us: u64,
         /// What it has lost by then.
         what: HostLoss,
+    },
+    /// This host is heard of no more, and hears nothing: it counts to the `f` that may be silent.
+    Silence {
+        /// From when on, in microseconds.
+        from_us: u64,
+        /// Which.
+        host: u8,
     },
     /// The broker process of this host restarts; the log survives it.
     BrokerRestart {

@@ -7,7 +7,7 @@ use twinbft_types::{Digest, Position, ReplicaId, Slot};
 
 use super::loss::joined;
 use super::{Happening, World};
-use crate::oracles::Violation;
+use crate::oracles::{Undone, Violation};
 use crate::scenario::{CrashPoint, Fault, Loss};
 use crate::service::Service;
 
@@ -120,6 +120,8 @@ impl World {
         twin.base = (stands, twin.service.clone());
         twin.tentative.clear();
         twin.restoring = None;
+        let begins_at = kept.as_ref().map_or(Slot(0), |k| k.checkpoint.slot);
+        twin.undone = Undone::begin(begins_at);
         twin.position = state.map_or(0, |state| state.position);
         twin.append_number = log.ledger().next_number(of.twin.0);
         twin.service_free_us = self.now_us;

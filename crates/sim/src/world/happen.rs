@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rand::RngExt;
+use twinbft_core::mutants::Rule;
 use twinbft_core::{
     Effect, Event, EventKind, Execute, Execution, Input, LAZY_POST_US, Output, Refusal,
 };
@@ -13,8 +14,14 @@ use super::crash::Kept;
 use super::{ClientMessage, Happening, World};
 use crate::byzantine::{Act, Double, Hints};
 use crate::oracles::{Violation, check_event, check_footprint};
+use crate::replica::BEGINNING_US;
 use crate::scenario::Fault;
 use crate::service::Restoring;
+
+/// The most that a clock is ahead: its skew and its jumps.
+const SKEW_US_MAX: u64 = 200_000 + 4 * 600_000;
+/// How many slots behind a double answers that answers from earlier states.
+const EARLIER_MAX: usize = 2;
 
 impl World {
     pub(super) fn happen(&mut self, happening: Happening) -> Result<(), Violation> {
@@ -30,6 +37,7 @@ impl World {
                 if let Input::Query { log_end, .. } = &mut *input {
                     *log_end = Position(self.logs[usize::from(to.host.0)].end());
                 }
+                self.note_request(to, &input);
                 self.step(to, *input)
             }
             Happening::Peer { to, from, message } => self.deliver(to, from, message),
@@ -63,6 +71,13 @@ impl World {
             }
             Happening::Restart { of } => self.restart(of),
             Happening::Flush { of } => self.post_waiting(of),
+            Happening::Overtaken { of, entry, life } => {
+                let twin = self.twin(of);
+                if twin.is_down || twin.life != life {
+                    return Ok(());
+                }
+                self.post(of, *entry)
+            }
             Happening::BrokerRestart { host } => {
                 self.logs[usize::from(host.0)].restart_kept();
                 Ok(())
@@ -100,6 +115,15 @@ impl World {
         }
     }
 
+    fn note_request(&mut self, to: ReplicaId, input: &Input) {
+        let index = self.index(to);
+        if let (Some(puppet), Input::Request { request, .. }) =
+            (&mut self.twins[index].puppet, input)
+        {
+            puppet.note_request(request, &mut self.rng);
+        }
+    }
+
     /// When a paused twin goes on that this would happen to.
     fn paused_until(&self, happening: &Happening) -> Option<u64> {
         if self.scenario.faults.is_empty() {
@@ -112,6 +136,7 @@ impl World {
             Happening::Read { by } => *by,
             Happening::Timer { of, .. }
             | Happening::Synced { of, .. }
+            | Happening::Overtaken { of, .. }
             | Happening::Flush { of } => *of,
             Happening::Crash { .. }
             | Happening::Restart { .. }
@@ -203,12 +228,13 @@ impl World {
         if self.byzantine.contains(&id) {
             return Ok(());
         }
-        let (slot, history) = (execute.slot, execute.seed);
+        let bound_us = self.scenario.tuning.clock_bound_us;
+        let latest_us = BEGINNING_US + self.now_us + SKEW_US_MAX + bound_us;
         if self.scenario.tuning.execution == Execution::Committed {
-            return self.truth.execute(slot, history, &execute.requests);
+            return self.truth.execute(execute, latest_us);
         }
-        let what = (history, execute.requests.clone());
-        self.twin(id).tentative.insert(slot, what);
+        let what = (execute.clone(), latest_us);
+        self.twin(id).tentative.insert(execute.slot, what);
         Ok(())
     }
 
@@ -219,8 +245,8 @@ impl World {
         while let Some(first) = twin.tentative.first_entry()
             && *first.key() <= committed
         {
-            let (slot, (history, requests)) = first.remove_entry();
-            self.truth.execute(slot, history, &requests)?;
+            let (execute, latest_us) = first.remove();
+            self.truth.execute(&execute, latest_us)?;
         }
         Ok(())
     }
@@ -337,6 +363,7 @@ impl World {
             Effect::Execute(execute) => {
                 self.note_execution(id, &execute)?;
                 let index = self.index(id);
+                self.twins[index].undone.execute(id, execute.slot)?;
                 let twin = &mut self.twins[index];
                 let mut results: Vec<_> = execute
                     .requests
@@ -344,6 +371,13 @@ impl World {
                     .map(|r| twin.service.execute(execute.slot.0, &r.operation))
                     .collect();
                 twin.service.note_slot(execute.slot.0);
+                let stale = twin.puppet.as_ref();
+                if stale.is_some_and(|p| p.double == Double::StaleAnswer) {
+                    twin.earlier.push_back(twin.service.clone());
+                    if twin.earlier.len() > EARLIER_MAX {
+                        twin.earlier.pop_front();
+                    }
+                }
                 let wrong = twin.puppet.as_ref();
                 if wrong.is_some_and(|p| p.double == Double::WrongService) {
                     for result in &mut results {
@@ -354,7 +388,9 @@ impl World {
                 self.answer(id, Input::Executed { slot, results });
             }
             Effect::Rollback { slot } => {
+                let mode = self.scenario.tuning.execution;
                 let twin = self.twin(id);
+                twin.undone.roll_back(id, slot, mode)?;
                 assert_eq!(twin.base.0, slot, "the core knows the last checkpoint");
                 twin.service = twin.base.1.clone();
                 twin.tentative.split_off(&slot.next());
@@ -419,6 +455,7 @@ impl World {
                 let slot = checkpoint.slot;
                 let twin = self.twin(id);
                 let restoring = twin.restoring.take().expect("it was begun");
+                twin.undone.restore(id, slot)?;
                 twin.service = restoring.finish();
                 let service = twin.service.clone();
                 twin.base = (slot, service.clone());
@@ -433,7 +470,9 @@ impl World {
                 self.answer(id, Input::Restored { slot });
             }
             Effect::Query { token, operation } => {
-                let (result, version) = self.twin(id).service.query(&operation);
+                let twin = self.twin(id);
+                let service = twin.earlier.front().unwrap_or(&twin.service);
+                let (result, version) = service.query(&operation);
                 self.answer(
                     id,
                     Input::Queried {
@@ -463,6 +502,21 @@ impl World {
                     self.enqueue(id, bytes, Some(entry));
                     let after = self.rng.random_range(1..LAZY_POST_US);
                     self.schedule(after, Happening::Flush { of: id });
+                    return Ok(());
+                }
+                let overtaken = twinbft_core::mutants::out(Rule::Fifo) && self.rng.random_bool(0.2);
+                if overtaken {
+                    let life = self.twin(id).life;
+                    let after = self.rng.random_range(1..3_000);
+                    let entry = Box::new(entry);
+                    self.schedule(
+                        after,
+                        Happening::Overtaken {
+                            of: id,
+                            entry,
+                            life,
+                        },
+                    );
                     return Ok(());
                 }
                 self.post(id, entry)
@@ -587,9 +641,11 @@ impl World {
         if let Some(certificate) = certificate_in(&message) {
             let shape = self.scenario.shape;
             let host = certificate.signed.host;
+            let twins = usize::from(shape.twins());
+            let all = &self.rings;
+            let rings = (shape.receivers(host))
+                .map(|r| &all[usize::from(r.host.0) * twins + usize::from(r.twin.0)]);
             if let Some(observer) = self.observers.get(usize::from(host.0)) {
-                let others: Vec<usize> = shape.receivers(host).map(|r| self.index(r)).collect();
-                let rings = others.iter().map(|i| &self.rings[*i]);
                 observer.check(shape, certificate, rings, &mut self.truth)?;
             }
         }

@@ -8,7 +8,7 @@ use twinbft_types::{Epoch, HostId, ReplicaId};
 
 use super::{Disk, World};
 use crate::oracles::{Violation, violation};
-use crate::scenario::HostLoss;
+use crate::scenario::{Fault, HostLoss};
 
 /// Where a host stands between its loss and its return.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,8 +44,17 @@ impl World {
                 let twin = &self.twins[self.index(id)];
                 joined(&twin.disk.records[..twin.disk.synced]) != Some(self.epochs[index])
             });
+        // Those that will be silent for good count, too: they are of the same `f`.
+        let silent = |host: HostId| {
+            let faults = self.scenario.faults.iter();
+            let mut silences =
+                faults.filter(|f| matches!(f, Fault::Silence { host: h, .. } if *h == host.0));
+            silences.next().is_some()
+        };
         let others = self.scenario.shape.all_hosts().filter(|h| *h != host);
-        let without_memory = others.filter(|h| self.is_without_memory(*h)).count();
+        let without_memory = others
+            .filter(|h| silent(*h) || self.is_without_memory(*h))
+            .count();
         if self.hosts[index].is_down
             || (forgets && without_memory >= self.scenario.shape.host_faults())
         {
@@ -121,7 +130,11 @@ impl World {
             return None;
         }
         let shape = self.scenario.shape;
+        let silent = self.silent_hosts();
         let has_twins = |host: HostId| {
+            if silent & (1 << host.0) != 0 {
+                return false;
+            }
             let twins = self.twins_of(host).map(|id| &self.twins[self.index(id)]);
             let correct = twins.filter(|twin| twin.is_correct() && !twin.is_down);
             correct.count() >= shape.twin_quorum()

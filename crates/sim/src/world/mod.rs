@@ -24,8 +24,8 @@ use twinbft_core::{CoreConfig, Effect, Effects, Input};
 use twinbft_postbox::{Limits, MemoryLog};
 use twinbft_types::wire::{PeerMessage, Reply, pb};
 use twinbft_types::{
-    ClientId, Digest, Epoch, HostId, KeyRing, Mac, ProcessId, QueryAnswer, ReplicaId, Seq, Slot,
-    View,
+    ClientId, Digest, Entry, Epoch, HostId, KeyRing, Mac, ProcessId, QueryAnswer, ReplicaId, Seq,
+    Slot, View,
 };
 
 use crate::agenda::Agenda;
@@ -46,7 +46,7 @@ const PATIENCE_US: u64 = 60_000_000;
 /// Virtual time after the healing in which everybody catches up that can.
 const SETTLING_US: u64 = 3_000_000;
 /// Steps after which a run is given up as endless.
-const STEPS_MAX: u64 = 1_000_000;
+const STEPS_MAX: u64 = 4_000_000;
 
 /// What one run came to.
 #[derive(Clone, Debug, Default)]
@@ -139,6 +139,12 @@ enum Happening {
     },
     Restart {
         of: ReplicaId,
+    },
+    /// A post that later ones have overtaken: never, while appends are FIFO (2).
+    Overtaken {
+        of: ReplicaId,
+        entry: Box<Entry>,
+        life: u32,
     },
     /// A lazy post has waited long enough.
     Flush {
@@ -259,7 +265,7 @@ impl World {
             rng,
             now_us: 0,
             agenda: Agenda::default(),
-            truth: Truth::default(),
+            truth: Truth::new(scenario.tuning.session_window),
             wrong: BTreeSet::new(),
             named: BTreeSet::new(),
             diverged: BTreeSet::new(),
@@ -346,6 +352,7 @@ impl World {
                 | Fault::Burst { .. }
                 | Fault::Pause { .. }
                 | Fault::Slow { .. }
+                | Fault::Silence { .. }
                 | Fault::ClockJump { .. } => {}
             }
         }
@@ -422,7 +429,11 @@ impl World {
     /// Hosts with `q` correct twins.
     fn live_hosts(&self) -> usize {
         let shape = self.scenario.shape;
+        let silent = self.silent_hosts();
         let live = |host: HostId| {
+            if silent & (1 << host.0) != 0 {
+                return false;
+            }
             let twins = self.twins.iter().filter(|t| t.id.host == host);
             let live = twins.filter(|t| t.is_correct());
             live.count() >= shape.twin_quorum() && self.takes_part(host)

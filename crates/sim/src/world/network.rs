@@ -45,7 +45,20 @@ impl World {
         }
     }
 
+    /// Hosts that are silent for good by now.
+    pub(super) fn silent_hosts(&self) -> HostMask {
+        let now_us = self.now_us;
+        let silent = self.scenario.faults.iter().filter_map(|fault| match fault {
+            Fault::Silence { from_us, host } if *from_us <= now_us => Some(1 << host),
+            _ => None,
+        });
+        silent.fold(0, |all, host: HostMask| all | host)
+    }
+
     fn is_lost(&mut self, from: HostMask, to: HostMask) -> bool {
+        if self.silent_hosts() & (from | to) != 0 {
+            return true;
+        }
         if !self.is_faulty_now() {
             return false;
         }
@@ -67,6 +80,7 @@ impl World {
             | Fault::ClockJump { .. }
             | Fault::Crash { .. }
             | Fault::HostLoss { .. }
+            | Fault::Silence { .. }
             | Fault::BrokerRestart { .. } => false,
         });
         let loss = self.scenario.loss;

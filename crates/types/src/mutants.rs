@@ -47,11 +47,43 @@ pub enum Rule {
     Incarnations,
     /// 9: `q` twins must name a twin before it is ignored.
     QuarantineQuorum,
+    /// 3: a twin signs what it has read back, and nothing before (an ENDORSE carries its signature for every `m`).
+    Release,
+    /// 2: a twin's appends are in order. The postbox's rule: the simulator takes it out.
+    Fifo,
+    /// 2: STATE has the open tallies.
+    OpenTallies,
+    /// 5: JUMPs only raise `n_acc`.
+    JumpRaises,
+    /// 7: the answers to a fast read agree in the version. The client's rule.
+    ReadVersion,
+    /// 4.6: `Q` hosts have accepted what is committed.
+    CommitQuorum,
+    /// 6: `q` LEAVEs fence.
+    FenceQuorum,
+    /// 4.2: the leader of a view proposes, withdraws and beats in it, and nobody else.
+    Proposer,
+    /// 3: a SIGN is its sender's own.
+    SignSender,
+    /// 4.3: the time of a batch is after that of the one before, and near the clock.
+    Timestamp,
+    /// 6: the request of a FORWARD is the one that it certifies.
+    ForwardRequest,
+    /// 4.5: a slot that is fetched is the one of the chain.
+    ChainHash,
+    /// 5: a checkpoint that is fetched is one that `Q` hosts have certified.
+    CheckpointAgreed,
+    /// 4.9: the MACs of a reply are valid. The client's check.
+    ReplyMac,
+    /// 4.9: `Q` hosts agree in a result. The client's rule.
+    ReplyHosts,
+    /// 7: the MAC of a fast read's answer is valid. The client's check.
+    AnswerMac,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 37] = [
         Self::Candidate,
         Self::Attempt,
         Self::VoteSubject,
@@ -73,6 +105,22 @@ impl Rule {
         Self::HoldsChosenLog,
         Self::Incarnations,
         Self::QuarantineQuorum,
+        Self::Release,
+        Self::Fifo,
+        Self::OpenTallies,
+        Self::JumpRaises,
+        Self::ReadVersion,
+        Self::CommitQuorum,
+        Self::FenceQuorum,
+        Self::Proposer,
+        Self::SignSender,
+        Self::Timestamp,
+        Self::ForwardRequest,
+        Self::ChainHash,
+        Self::CheckpointAgreed,
+        Self::ReplyMac,
+        Self::ReplyHosts,
+        Self::AnswerMac,
     ];
 }
 
@@ -95,8 +143,8 @@ pub fn out(rule: Rule) -> bool {
     OUT.get() == Some(rule)
 }
 
-/// Takes one rule out, on this thread; `None` puts it back.
+/// Takes one rule out, on this thread; `None` puts it back. Answers which one was out before.
 #[cfg(feature = "mutants")]
-pub fn take_out(rule: Option<Rule>) {
-    OUT.set(rule);
+pub fn take_out(rule: Option<Rule>) -> Option<Rule> {
+    OUT.replace(rule)
 }
