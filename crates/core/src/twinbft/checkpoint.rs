@@ -27,8 +27,6 @@ pub struct Checkpoints {
     /// Certificates of other hosts, from `L` on, for those who lag.
     proofs: BTreeMap<(Slot, HostId), Certificate>,
     stable: Own,
-    /// The last CHECKPOINT that this host's log decided.
-    decided: Option<(Slot, Digest)>,
     /// Since when an own digest waits for `Q` hosts, or when they were last asked.
     waiting_since_us: Option<u64>,
     /// How often they were asked since the last stable checkpoint.
@@ -189,7 +187,6 @@ impl Replica {
         let high_mark = self.high_mark();
         self.checkpoints
             .note(self.config.host(), slot, digest, high_mark);
-        self.checkpoints.decided = Some((slot, digest));
         self.sign_decided(&Statement::Checkpoint { slot, digest }, true, out);
         self.poll_stable(out);
     }
@@ -290,15 +287,19 @@ impl Replica {
         Some(self.checkpoints.waiting_since_us? + pause)
     }
 
-    /// The latest CHECKPOINT certificate of this host, for one who may lack it.
-    pub(super) fn repeat_checkpoint(&self, to: ReplicaId, out: &mut Effects) {
-        let Some((slot, digest)) = self.checkpoints.decided else {
-            return;
-        };
-        let statement = Statement::Checkpoint { slot, digest };
-        if let Some(certificate) = self.book.certificate(&statement) {
-            let message = Arc::new(PeerMessage::Certificate(certificate));
-            out.push(Effect::Send { to, message });
+    /// The CHECKPOINT certificates of this host from `L` on, for one who may lack any of them: whoever has executed a
+    /// checkpoint that the others have made stable is let go on by the certificates of that one alone (5).
+    pub(super) fn repeat_checkpoints(&self, to: ReplicaId, out: &mut Effects) {
+        let stable =
+            (self.stable > Slot(0)).then_some((self.stable, self.checkpoints.stable.digest));
+        let certified = self.checkpoints.certified.get(&self.config.host());
+        let above = certified.into_iter().flatten();
+        for (slot, digest) in stable.into_iter().chain(above.map(|(s, d)| (*s, *d))) {
+            let statement = Statement::Checkpoint { slot, digest };
+            if let Some(certificate) = self.book.certificate(&statement) {
+                let message = Arc::new(PeerMessage::Certificate(certificate));
+                out.push(Effect::Send { to, message });
+            }
         }
     }
 

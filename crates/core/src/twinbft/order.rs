@@ -252,7 +252,7 @@ impl Replica {
         if !self.log.is_primary() {
             self.repeat_ack(from, out);
         }
-        self.repeat_checkpoint(from, out);
+        self.repeat_checkpoints(from, out);
         Ok(())
     }
 }
