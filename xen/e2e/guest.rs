@@ -1,63 +1,224 @@
-//! A twin's side of `scripts/xen-e2e`, in a guest; `twin=N` on the kernel's command line says which.
-//! Writes its verdicts below its own `data` in xenstore, where dom0 reads them.
+//! The guests' side of `scripts/xen-e2e`. As `probe` it is a twin by itself, over the library: appends, reads, lies, breaks its
+//! ring. As `agent` it stands beside an installed replica: attacks what it can reach, and reboots the guest when dom0 says so.
+//! Words on the kernel's command line say which twin, and whether the C library goes first. Writes its verdicts below its
+//! own `data` in xenstore, where dom0 reads them.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use twinbft_postbox::raw::WriteMemory;
-use twinbft_postbox::transport::xen::client::{XenChannel, connect_guest};
+use twinbft_postbox::transport::xen::client::{connect_guest, find_broker};
 use twinbft_postbox::transport::xen::gntdev::{map_read, map_write};
 use twinbft_postbox::transport::xen::xenstore::Xenstore;
 use twinbft_postbox::transport::xen::{DOM0, descriptor};
-use twinbft_postbox::{ConnectOptions, Wake, cluster_tag};
+use twinbft_postbox::{Channel, ConnectOptions, Reconnected, Wake, cluster_tag};
 
 /// Everything here is emulated, and slow.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 const ENTRIES: usize = 100;
 /// Where libxenvchan's page has the producer's index of the client's ring.
 const PRODUCER_INDEX: usize = 4;
 
+/// What the C library's client appends (vchan.c).
+const STOCK: &[u8] = b"from libxenvchan";
+const STOCK_ENTRIES: usize = 3;
+
 fn main() {
-    let twin = twin();
+    let role = std::env::args().nth(1).unwrap_or_default();
     let mut verdicts = Verdicts {
         store: Xenstore::open().expect("xenstore is there"),
-        twin,
+        twin: word("twin")
+            .and_then(|twin| twin.parse().ok())
+            .expect("twin=N on the command line"),
         next: 0,
     };
+    match role.as_str() {
+        "probe" => probe(&mut verdicts),
+        "agent" => agent(&mut verdicts),
+        other => panic!("probe or agent, not {other:?}"),
+    }
+}
+
+/// `name=value` on the kernel's command line.
+fn word(name: &str) -> Option<String> {
+    let line = std::fs::read_to_string("/proc/cmdline").expect("proc is mounted");
+    let mut words = line.split_whitespace();
+    words.find_map(|word| Some(word.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
+}
+
+fn probe(verdicts: &mut Verdicts) {
+    if let Some(next) = word("stock") {
+        stock_client(&next, verdicts);
+    }
     let options = ConnectOptions {
         timeout: PATIENCE,
-        ..ConnectOptions::new(cluster_tag("xen-e2e"), 0, twin)
+        ..ConnectOptions::new(cluster_tag("xen-e2e"), 0, verdicts.twin)
     };
     let mut channel = match connect_guest(&options) {
         Ok(channel) => channel,
         Err(error) => {
             verdicts.tell(false, &format!("connects: {error}"));
-            verdicts.end();
-            return;
+            return verdicts.end();
         }
     };
+    if word("stock").is_some() {
+        let good = append_one(&mut channel, b"after the C library");
+        verdicts.tell(
+            good,
+            "connects after the C library's client on the same pages, and appends",
+        );
+        return verdicts.end();
+    }
     verdicts.tell(true, "connects: vchan and mirror are mapped");
-    append_and_read(&mut channel, &mut verdicts);
-    attack_mirrors(&channel, &mut verdicts);
-    if twin == 1 {
-        corrupt_ring(&mut channel, &mut verdicts);
+    append_and_read(&mut channel, verdicts);
+    attack_mirrors(verdicts);
+    if verdicts.twin == 1 {
+        corrupt_ring(&mut channel, verdicts);
+        come_back(&mut channel, verdicts);
     } else {
-        outlive_the_other(&mut channel, &mut verdicts);
+        outlive_the_other(&mut channel, verdicts);
+        read_stock(&mut channel, verdicts);
     }
     verdicts.end();
 }
 
-fn twin() -> u8 {
-    let line = std::fs::read_to_string("/proc/cmdline").expect("proc is mounted");
-    let twin = line
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("twin="));
-    twin.and_then(|twin| twin.parse().ok())
-        .expect("twin=N on the command line")
+fn agent(verdicts: &mut Verdicts) {
+    // The replica finds it too, and uses it meanwhile.
+    match find_broker(PATIENCE) {
+        Ok(_) => attack_mirrors(verdicts),
+        Err(error) => verdicts.tell(false, &format!("the agent finds the broker: {error}")),
+    }
+    ask_doctor(verdicts);
+    verdicts.end();
+    while !matches!(verdicts.store.read("data/e2e-reboot"), Ok(Some(_))) {
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let _ended = Command::new("/bin/busybox").args(["reboot", "-f"]).status();
+}
+
+fn ask_doctor(verdicts: &mut Verdicts) {
+    let twin = verdicts.twin.to_string();
+    let output = Command::new("/usr/bin/twinbft")
+        .args([
+            "doctor",
+            "--config",
+            "/var/lib/twinbft",
+            "--host",
+            "0",
+            "--twin",
+            &twin,
+        ])
+        .output();
+    let said = match &output {
+        Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+        Err(error) => error.to_string(),
+    };
+    println!("{said}");
+    let unwell = said.lines().filter(|line| line.starts_with("unfit"));
+    let unwell = unwell.collect::<Vec<_>>().join("; ");
+    let fit = output.is_ok_and(|output| output.status.success());
+    verdicts.tell(
+        fit,
+        &format!("twinbft doctor says that this guest is fit {unwell}"),
+    );
+}
+
+/// Debian's libxenvchan as a client of our server.
+fn stock_client(next: &str, verdicts: &mut Verdicts) {
+    let (domid, _) = match find_broker(PATIENCE) {
+        Ok(found) => found,
+        Err(error) => return verdicts.tell(false, &format!("finds the broker: {error}")),
+    };
+    let output = Command::new("/bin/xen-e2e-vchan")
+        .args([&descriptor::path(domid), next])
+        .output();
+    let (good, said) = match output {
+        Ok(output) => {
+            let said = [output.stdout, output.stderr].concat();
+            (
+                output.status.success(),
+                String::from_utf8_lossy(&said).trim().replace('\n', "; "),
+            )
+        }
+        Err(error) => (false, error.to_string()),
+    };
+    verdicts.tell(
+        good,
+        &format!("a stock client of Debian's libxenvchan connects and sends: {said}"),
+    );
+}
+
+/// The other guest's C library has written these.
+fn read_stock(channel: &mut Channel, verdicts: &mut Verdicts) {
+    let (mut seen, mut payload) = (0, Vec::new());
+    let start = Instant::now();
+    while seen < STOCK_ENTRIES && start.elapsed() < 2 * PATIENCE {
+        match channel.reader.poll_next(&mut payload) {
+            Ok(Some(entry)) => seen += usize::from(entry.sender == 1 && payload == STOCK),
+            Ok(None) => {
+                channel.reader.wait(Some(Duration::from_secs(1)), || false);
+                while let Ok(Some(_)) = channel.appender.poll() {}
+            }
+            Err(error) => return verdicts.tell(false, &format!("reads the C library's: {error}")),
+        }
+    }
+    let good = seen == STOCK_ENTRIES;
+    verdicts.tell(
+        good,
+        &format!("reads {seen} entries of the other guest's libxenvchan, with its stamp"),
+    );
+}
+
+/// A process that has lost its channel lets go of the ring, and gets an empty one.
+fn come_back(channel: &mut Channel, verdicts: &mut Verdicts) {
+    let start = Instant::now();
+    let mut last = String::new();
+    while start.elapsed() < PATIENCE {
+        match channel.reconnect() {
+            Ok(Reconnected::SameEpoch) => {
+                let good = append_one(channel, b"back again");
+                return verdicts.tell(
+                    good,
+                    "comes back after its channel was closed, to an empty ring on the same pages",
+                );
+            }
+            Ok(Reconnected::NewEpoch { .. }) => {
+                return verdicts.tell(false, "comes back: to another epoch");
+            }
+            Err(error) => last = error.to_string(),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    verdicts.tell(false, &format!("comes back: {last}"));
+}
+
+/// Appends and reads it back.
+fn append_one(channel: &mut Channel, text: &[u8]) -> bool {
+    let start = Instant::now();
+    let Ok(number) = channel.appender.append(text) else {
+        return false;
+    };
+    channel.appender.flush();
+    let (twin, mut payload) = (channel.appender.twin(), Vec::new());
+    while start.elapsed() < PATIENCE {
+        match channel.reader.poll_next(&mut payload) {
+            Ok(Some(entry)) if entry.sender == twin && entry.append_number == number => {
+                return payload == text;
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                channel.reader.wait(Some(Duration::from_secs(1)), || false);
+                while let Ok(Some(_)) = channel.appender.poll() {}
+            }
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 /// Both twins append; each entry says who wrote it, and twin 1 lies about it in every second one.
-fn append_and_read(channel: &mut XenChannel, verdicts: &mut Verdicts) {
+fn append_and_read(channel: &mut Channel, verdicts: &mut Verdicts) {
     let twin = verdicts.twin;
     for n in 0..ENTRIES {
         let claims = if twin == 1 && n % 2 == 1 { 0 } else { twin };
@@ -111,7 +272,7 @@ fn append_and_read(channel: &mut XenChannel, verdicts: &mut Verdicts) {
 }
 
 /// Append to read of this twin's own entries, one at a time. Emulated: for the record only.
-fn measure(channel: &mut XenChannel, verdicts: &mut Verdicts) {
+fn measure(channel: &mut Channel, verdicts: &mut Verdicts) {
     let mut payload = Vec::new();
     let mut took_us = Vec::new();
     for _ in 0..50 {
@@ -144,45 +305,38 @@ fn measure(channel: &mut XenChannel, verdicts: &mut Verdicts) {
     );
 }
 
-fn attack_mirrors(channel: &XenChannel, verdicts: &mut Verdicts) {
-    let own = &channel.descriptor.mirror_refs;
-    let said = errno(map_write(DOM0, own));
+/// What a guest tries to map that is not its own, or not in this way. Every attempt must fail.
+fn attack_mirrors(verdicts: &mut Verdicts) {
+    let own = match find_broker(PATIENCE) {
+        Ok((_, descriptor)) => descriptor.mirror_refs,
+        Err(error) => return verdicts.tell(false, &format!("finds the broker: {error}")),
+    };
+    let refused = Some(Errno::EINVAL);
+    let said = errno(map_write(DOM0, &own));
     verdicts.tell(
-        said == Some(Errno::EINVAL),
+        said == refused,
         &format!("cannot map its mirror writable: {said:?}"),
     );
     let said = errno(map_write(DOM0, &own[..1]));
+    verdicts.tell(said == refused, &format!("nor a page of it: {said:?}"));
+    let mirror = verdicts.await_number("e2e-other-mirror");
+    let said = errno(map_read(DOM0, &[mirror]));
     verdicts.tell(
-        said == Some(Errno::EINVAL),
-        &format!("nor a page of it: {said:?}"),
-    );
-    let node = "data/e2e-other-mirror";
-    let other = verdicts
-        .store
-        .read(node)
-        .expect("readable")
-        .expect("dom0 wrote it");
-    let other: u32 = String::from_utf8_lossy(&other).parse().expect("a number");
-    let said = errno(map_read(DOM0, &[other]));
-    verdicts.tell(
-        said == Some(Errno::EINVAL),
+        said == refused,
         &format!("cannot map the other's mirror: {said:?}"),
     );
-    let domid = verdicts
-        .store
-        .read("domid")
-        .expect("readable")
-        .expect("there");
-    let domid: u16 = String::from_utf8_lossy(&domid).parse().expect("a number");
-    let other = if verdicts.twin == 0 {
-        domid + 1
-    } else {
-        domid - 1
-    };
-    let said = verdicts
-        .store
-        .read(&format!("{}/ring-ref", descriptor::path(other)));
-    let said = said.map_err(|error| error.errno);
+    let ring = verdicts.await_number("e2e-other-ring");
+    let said = (
+        errno(map_read(DOM0, &[ring])),
+        errno(map_write(DOM0, &[ring])),
+    );
+    verdicts.tell(
+        said == (refused, refused),
+        &format!("cannot map the other's ring: {said:?}"),
+    );
+    let other = u16::try_from(verdicts.await_number("e2e-other-domid")).unwrap_or(u16::MAX);
+    let node = format!("{}/ring-ref", descriptor::path(other));
+    let said = verdicts.store.read(&node).map_err(|error| error.errno);
     verdicts.tell(
         said == Err(Errno::EACCES),
         &format!("cannot read what is published for the other: {said:?}"),
@@ -194,8 +348,9 @@ fn errno<T>(result: Result<T, twinbft_postbox::transport::xen::XenError>) -> Opt
 }
 
 /// Twin 1 ends as an enemy: its producer's index goes beyond the ring.
-fn corrupt_ring(channel: &mut XenChannel, verdicts: &mut Verdicts) {
-    let page: WriteMemory = map_write(DOM0, &[channel.descriptor.ring_ref]).expect("its own ring");
+fn corrupt_ring(channel: &mut Channel, verdicts: &mut Verdicts) {
+    let (_, own) = find_broker(PATIENCE).expect("it was there before");
+    let page: WriteMemory = map_write(DOM0, &[own.ring_ref]).expect("its own ring");
     page.store_u32(PRODUCER_INDEX, 0x7fff_fff0);
     // The bell has to ring for it: a wish of the broker's may stand.
     let _ = channel.appender.append(b"never read");
@@ -213,14 +368,17 @@ fn corrupt_ring(channel: &mut XenChannel, verdicts: &mut Verdicts) {
             }
         }
     }
+    let told = closed
+        .as_deref()
+        .is_some_and(|reason| reason.contains("broke the channel's rules"));
     verdicts.tell(
-        closed.is_some(),
-        &format!("corrupts its ring and loses its channel: {closed:?}"),
+        told,
+        &format!("corrupts its ring, loses its channel and is told why: {closed:?}"),
     );
 }
 
 /// Twin 0 goes on after the other's channel was closed.
-fn outlive_the_other(channel: &mut XenChannel, verdicts: &mut Verdicts) {
+fn outlive_the_other(channel: &mut Channel, verdicts: &mut Verdicts) {
     let start = Instant::now();
     while !matches!(verdicts.store.read("data/e2e-other-closed"), Ok(Some(_))) {
         if start.elapsed() > PATIENCE {
@@ -266,11 +424,28 @@ struct Verdicts {
 impl Verdicts {
     fn tell(&mut self, good: bool, text: &str) {
         let verdict = if good { "PASS" } else { "FAIL" };
-        self.write(&format!("{verdict} twin {}: {text}", self.twin));
+        self.write(&format!("{verdict} {text}"));
     }
 
     fn end(&mut self) {
         self.write("end");
+    }
+
+    /// A number that dom0 writes below this guest's `data`.
+    fn await_number(&mut self, name: &str) -> u32 {
+        let start = Instant::now();
+        loop {
+            let value = self
+                .store
+                .read(&format!("data/{name}"))
+                .expect("its own data");
+            let number = value.and_then(|value| String::from_utf8_lossy(&value).parse().ok());
+            if let Some(number) = number {
+                return number;
+            }
+            assert!(start.elapsed() < PATIENCE, "dom0 never wrote {name}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     fn write(&mut self, line: &str) {

@@ -1,6 +1,10 @@
 //! The loop: for each ready twin move its ring into the log up to a fair bound, publish once, wake
 //! the waiting twins once. Nothing here ever waits for a twin.
 
+mod on_xen;
+
+pub use on_xen::readmit;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,25 +19,30 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{MsgFlags, recv};
 use twinbft_postbox::cluster_tag;
+use twinbft_postbox::frame::FRAME_HEADER_BYTES;
 use twinbft_postbox::transport::local::region::LocalLog;
 use twinbft_postbox::transport::local::server::BrokerChannel;
 use twinbft_postbox::transport::local::wire::{PROTOCOL_VERSION, Rejection, Welcome};
 
 use crate::greeting::{Peer, Pending, Progress, judge};
+use crate::guests::Guests;
 use crate::journal::Journal;
 use crate::json::Object;
 use crate::options::BrokerOptions;
 use crate::record::{RecordOptions, Recording};
 use crate::status::{CONNECTIONS_MAX, StatusConnection};
 use crate::supervisor::Supervisor;
-use crate::twin::{CloseReason, Turn, Twin};
+use crate::twin::{CloseReason, TURN_FRAMES_MAX, Turn, Twin};
 
 /// Connections that may be greeting at a time, over all twins.
 const PENDING_MAX: usize = 16;
 /// Accepted connections in one turn of the loop, so that a knocking process starves nobody.
 const ACCEPTS_MAX: usize = 8;
-/// Turns that a closed ring is drained for: more than a whole ring of smallest frames.
-const DRAIN_TURNS_MAX: usize = 1024;
+/// Turns that a closed ring of `2^ring_order` bytes is drained for: enough for a whole ring of smallest frames, and no more,
+/// because a twin that writes on and on must not hold its siblings up.
+const fn drain_turns_max(ring_order: u16) -> usize {
+    (1 << ring_order) / (TURN_FRAMES_MAX as usize * FRAME_HEADER_BYTES) + 1
+}
 
 /// The listening sockets.
 pub struct Sockets {
@@ -54,6 +63,8 @@ enum Token {
     Pending(u8),
     Status(u8),
     Recorder,
+    Guest(u8),
+    Keeper,
 }
 
 impl Token {
@@ -67,6 +78,8 @@ impl Token {
             Self::Pending(slot) => (5, slot),
             Self::Status(slot) => (6, slot),
             Self::Recorder => (7, 0),
+            Self::Guest(twin) => (8, twin),
+            Self::Keeper => (9, 0),
         };
         kind << 8 | u64::from(index)
     }
@@ -82,6 +95,8 @@ impl Token {
             5 => Self::Pending(index),
             6 => Self::Status(index),
             7 => Self::Recorder,
+            8 => Self::Guest(index),
+            9 => Self::Keeper,
             kind => unreachable!("we never register kind {kind}"),
         }
     }
@@ -100,6 +115,8 @@ pub struct Broker {
     supervisor: Supervisor,
     journal: Journal,
     recording: Option<Recording>,
+    /// On Xen.
+    guests: Option<Guests>,
     started: Instant,
     stopping: bool,
     /// Turns of the loop for which spinning is not tried, and how many it will be next time.
@@ -146,6 +163,7 @@ impl Broker {
             supervisor,
             journal,
             recording,
+            guests: None,
             started: Instant::now(),
             stopping: false,
             spin_pause: (0, 1),
@@ -280,16 +298,13 @@ impl Broker {
                 kind,
                 format!("twin {index}: channel closed: {}", reason.text()),
             );
+            self.tell_guest_closed(index, &reason.text());
             self.notify_status();
         }
     }
 
     fn notify_status(&self) {
-        let connected = self
-            .twins
-            .iter()
-            .filter(|twin| twin.channel().is_some())
-            .count();
+        let connected = self.twins.iter().filter(|twin| twin.is_connected()).count();
         self.supervisor.notify(&format!(
             "STATUS={connected} of {} twins connected",
             self.twins.len()
@@ -312,6 +327,8 @@ impl Broker {
             Token::Pending(slot) => self.advance_pending(usize::from(slot)),
             Token::StatusListener => self.accept_status(),
             Token::Recorder => self.hear_recorder(),
+            Token::Guest(twin) => self.handle_guest(usize::from(twin)),
+            Token::Keeper => self.hear_keeper(),
             Token::Status(slot) => {
                 let slot = &mut self.status[usize::from(slot)];
                 if slot.as_mut().is_some_and(StatusConnection::advance) {
@@ -465,7 +482,7 @@ impl Broker {
 
     /// What a twin wrote before it went counts: the next welcome tells its successor what is in.
     fn drain_and_close(&mut self, index: usize, reason: CloseReason) {
-        for _ in 0..DRAIN_TURNS_MAX {
+        for _ in 0..drain_turns_max(self.options.ring_order) {
             if !self.twins[index].looks_ready() {
                 break;
             }
@@ -539,6 +556,7 @@ impl Broker {
             .raw("host", self.options.host)
             .raw("pid", std::process::id())
             .raw("uptime_ms", self.started.elapsed().as_millis())
+            .string("transport", self.transport_name())
             .raw("epoch", info.epoch)
             .raw("generation", info.generation)
             .raw("log_kept_by_supervisor", self.supervisor.is_there())
@@ -580,6 +598,9 @@ impl Broker {
         for index in 0..self.twins.len() {
             self.drain_and_close(index, CloseReason::Stopping);
         }
+        if let Some(guests) = &mut self.guests {
+            guests.finish();
+        }
         if let Some(recording) = &mut self.recording {
             recording.finish();
         }
@@ -599,4 +620,19 @@ fn start_recording(options: &BrokerOptions, log: &LocalLog) -> anyhow::Result<Op
         host: options.host,
     };
     Recording::start(record, log.fd()).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_takes_a_whole_ring_of_smallest_frames_and_not_much_more() {
+        for order in [12_u16, 14, 18, 20] {
+            let frames = drain_turns_max(order) * TURN_FRAMES_MAX as usize;
+            let smallest = (1_usize << order) / FRAME_HEADER_BYTES;
+            assert!(frames >= smallest, "2^{order}");
+            assert!(frames <= smallest + TURN_FRAMES_MAX as usize, "2^{order}");
+        }
+    }
 }

@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use lexopt::prelude::*;
-use twinbft_config::{ClusterConfig, Layout, TRIM_MULTIPLE, record_bytes_needed};
+use twinbft_config::{ClusterConfig, Layout, TRIM_MULTIPLE, Transport, record_bytes_needed};
 use twinbft_postbox::Limits;
-use twinbft_postbox::vchan::{ORDER_MAX, ORDER_MIN};
+use twinbft_postbox::vchan::{GRANTED_ORDER_MAX, ORDER_MAX, ORDER_MIN};
 
+use crate::guests::Wanted;
 use crate::journal::LogFormat;
 
 /// The help text.
@@ -27,6 +28,7 @@ usage: postbox-broker --config FILE --host N [options]
   --trim-every K        trim positions are multiples of K (default 1024)
   --ring-order N        a twin's append ring has 2^N bytes, 12 to 20 (default 18)
   --spin-us N           spin this long before sleeping (default 0: never)
+  --guest T=NAME        on Xen, in dom0: twin T is the guest of this name or UUID; once for each twin
   --uid T=UID           the user that twin T runs under (default: the broker's own); may be repeated
   --record-dir DIR      record the log there, for `twinbft audit` (default: do not)
   --record-bytes-max N  most bytes of the record; the oldest go first (default 512 MiB)
@@ -52,6 +54,8 @@ pub struct BrokerOptions {
     pub spin_us: u32,
     /// `(twin, uid)`: the user that a twin runs under, where it is not the broker's own.
     pub uids: Vec<(u8, u32)>,
+    /// On Xen: the guest of each twin. Empty: twins are processes of this kernel.
+    pub guests: Vec<Wanted>,
     /// Where the log is recorded; `None`: it is not.
     pub record_dir: Option<PathBuf>,
     /// Most bytes of the record.
@@ -73,6 +77,7 @@ impl BrokerOptions {
             ring_order: 18,
             spin_us: 0,
             uids: Vec::new(),
+            guests: Vec::new(),
             record_dir: None,
             record_bytes_max: 512 << 20,
             log_format: LogFormat::Text,
@@ -106,6 +111,18 @@ impl BrokerOptions {
         options.record_bytes_max = cluster.postbox.record_bytes_max;
         let uids = of_host.twins.iter();
         options.uids = uids.filter_map(|t| Some((t.id, t.uid?))).collect();
+        match cluster.postbox.transport {
+            Transport::Local => {}
+            Transport::Xen => {
+                let guests = of_host.twins.iter();
+                options.guests = guests
+                    .filter_map(|t| {
+                        let (twin, guest) = (t.id, t.guest.clone()?);
+                        Some(Wanted { twin, guest })
+                    })
+                    .collect();
+            }
+        }
         Ok(options)
     }
 
@@ -121,6 +138,7 @@ impl BrokerOptions {
                 self.ring_order
             ));
         }
+        self.validate_guests()?;
         let state_bytes_max = u64::from(self.limits.state_bytes_max);
         let needed = record_bytes_needed(self.limits.log_bytes, state_bytes_max);
         if self.record_dir.is_some() && self.record_bytes_max < needed {
@@ -140,6 +158,44 @@ impl BrokerOptions {
             )),
             None => Ok(()),
         }
+    }
+}
+
+impl BrokerOptions {
+    /// Whether the twins are guests of Xen.
+    #[must_use]
+    pub fn is_on_xen(&self) -> bool {
+        !self.guests.is_empty()
+    }
+
+    fn validate_guests(&self) -> Result<(), String> {
+        if !self.is_on_xen() {
+            return Ok(());
+        }
+        for twin in 0..self.limits.twins {
+            let count = self.guests.iter().filter(|w| w.twin == twin).count();
+            if count != 1 {
+                return Err(format!(
+                    "twin {twin} has {count} guests: with --guest, give each twin exactly one"
+                ));
+            }
+        }
+        if self.guests.len() != usize::from(self.limits.twins) {
+            let twins = self.limits.twins;
+            return Err(format!(
+                "a guest is given for a twin that is not there: there are {twins} twins"
+            ));
+        }
+        if !self.uids.is_empty() {
+            return Err("--uid is for twins on this kernel, --guest for guests of Xen".to_owned());
+        }
+        if self.ring_order > GRANTED_ORDER_MAX {
+            return Err(format!(
+                "ring_order = {}: on Xen it must be {ORDER_MIN} to {GRANTED_ORDER_MAX}",
+                self.ring_order
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -219,6 +275,7 @@ fn set_flag(options: &mut BrokerOptions, name: &str, value: OsString) -> Result<
         "ring-order" => options.ring_order = value.parse()?,
         "spin-us" => options.spin_us = value.parse()?,
         "uid" => options.uids.push(value.parse_with(parse_uid)?),
+        "guest" => options.guests.push(value.parse_with(parse_guest)?),
         "record-dir" => options.record_dir = Some(PathBuf::from(value)),
         "record-bytes-max" => options.record_bytes_max = value.parse()?,
         "log-format" => options.log_format = value.parse_with(parse_format)?,
@@ -232,6 +289,15 @@ fn parse_uid(text: &str) -> Result<(u8, u32), String> {
         .split_once('=')
         .and_then(|(twin, uid)| Some((twin.parse().ok()?, uid.parse().ok()?)));
     parsed.ok_or_else(|| format!("'{text}' is not of the form TWIN=UID"))
+}
+
+fn parse_guest(text: &str) -> Result<Wanted, String> {
+    let parsed = text.split_once('=').and_then(|(twin, guest)| {
+        let guest = guest.to_owned();
+        let twin = twin.parse().ok()?;
+        (!guest.is_empty()).then_some(Wanted { twin, guest })
+    });
+    parsed.ok_or_else(|| format!("'{text}' is not of the form TWIN=NAME"))
 }
 
 fn parse_format(text: &str) -> Result<LogFormat, String> {
@@ -284,6 +350,20 @@ mod tests {
             (&["--uid", "1"], "TWIN=UID"),
             (&["--uid", "5=0"], "twin 5"),
             (&["--ring-order", "30"], "ring_order = 30"),
+            (&["--guest", "1"], "TWIN=NAME"),
+            (&["--guest", "0=a"], "twin 1 has 0 guests"),
+            (
+                &["--guest", "0=a", "--guest", "1=b", "--guest", "2=c"],
+                "there are 2 twins",
+            ),
+            (
+                &["--guest", "0=a", "--guest", "1=b", "--uid", "0=1"],
+                "--uid is for",
+            ),
+            (
+                &["--guest", "0=a", "--guest", "1=b", "--ring-order", "20"],
+                "12 to 19",
+            ),
             (&["--log-format", "xml"], "xml"),
             (&["--frobnicate", "1"], "frobnicate"),
             (

@@ -15,8 +15,9 @@ use twinbft_postbox::transport::local::fds;
 use twinbft_postbox::transport::local::region::{LocalLog, ReadMemoryFile};
 use twinbft_postbox::{socket_path, status_socket_path};
 
-use crate::engine::{Broker, Sockets};
+use crate::engine::{Broker, Sockets, readmit};
 use crate::epoch::EpochFile;
+use crate::guests::{KEPT_PREFIX, kept_guests};
 use crate::journal::Journal;
 use crate::options::BrokerOptions;
 use crate::supervisor::Supervisor;
@@ -43,6 +44,9 @@ pub fn start(options: BrokerOptions) -> anyhow::Result<Broker> {
     let floor = kept_epoch.map_or_else(EpochFile::above_all, |_| last_epoch);
     let inherited =
         fds::inherited().context("cannot take the descriptors that LISTEN_FDS names")?;
+    let (of_guests, inherited) = inherited
+        .into_iter()
+        .partition(|(name, _)| options.is_on_xen() && name.starts_with(KEPT_PREFIX));
     let (log, earlier) = open_log(&options, (last_epoch, floor), inherited, &mut journal)?;
     let epoch = log.writer.info().epoch;
     if epoch != last_epoch {
@@ -58,12 +62,32 @@ pub fn start(options: BrokerOptions) -> anyhow::Result<Broker> {
         );
     }
     let sockets = open_sockets(&options)?;
+    let isolation = if options.is_on_xen() {
+        "twins are guests of this Xen host."
+    } else {
+        "twins share this kernel: their isolation is simulated."
+    };
+    let limits = log.writer.info().limits.clone();
     journal.event(
         "start",
-        format!("twins share this kernel: their isolation is simulated. epoch {epoch}, {} twins, log of {} bytes in {}",
-            options.limits.twins, log.writer.info().limits.log_bytes, options.dir.display()),
+        format!(
+            "{isolation} epoch {epoch}, {} twins, log of {} bytes in {}",
+            limits.twins,
+            limits.log_bytes,
+            options.dir.display()
+        ),
     );
-    Broker::new(options, log, sockets, supervisor, journal, lock)
+    if !options.is_on_xen() {
+        return Broker::new(options, log, sockets, supervisor, journal, lock);
+    }
+    let (kept, useless) = kept_guests(of_guests, &mut journal);
+    for name in useless {
+        supervisor.forget(&name);
+    }
+    let readmitted = readmit(kept, &limits, &mut journal, &supervisor);
+    let mut broker = Broker::new(options, log, sockets, supervisor, journal, lock)?;
+    broker.serve_guests(readmitted)?;
+    Ok(broker)
 }
 
 /// Two brokers on one directory would steal each other's twins.
@@ -198,7 +222,12 @@ fn report_kept(options: &BrokerOptions, name: &str, log: &LocalLog, journal: &mu
 fn open_sockets(options: &BrokerOptions) -> anyhow::Result<Sockets> {
     let own = Uid::effective();
     let mut twins = Vec::new();
-    for twin in 0..options.limits.twins {
+    let on_sockets = if options.is_on_xen() {
+        0
+    } else {
+        options.limits.twins
+    };
+    for twin in 0..on_sockets {
         let uid = options.uids.iter().rev().find(|(of, _)| *of == twin);
         let uid = uid.map_or(own, |(_, uid)| Uid::from_raw(*uid));
         let path = socket_path(&options.dir, twin);

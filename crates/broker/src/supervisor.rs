@@ -75,6 +75,16 @@ impl Supervisor {
         .is_ok()
     }
 
+    /// Gives a descriptor to the supervisor, without waiting for it.
+    pub fn store(&self, name: &str, fd: BorrowedFd<'_>) {
+        self.send(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}"), &[fd]);
+    }
+
+    /// Takes one back.
+    pub fn forget(&self, name: &str) {
+        self.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]);
+    }
+
     /// Gives a log to the supervisor and takes the earlier ones back, and waits until it has done
     /// so: nothing may be appended to a log that could still be lost with this process.
     pub fn keep(&self, name: &str, log: BorrowedFd<'_>, earlier: &[String]) -> bool {

@@ -6,13 +6,17 @@ use nix::sys::epoll::Epoll;
 use twinbft_postbox::frame::{Frame, FrameFault};
 use twinbft_postbox::log_writer::LogWriter;
 use twinbft_postbox::transport::local::server::BrokerChannel;
+use twinbft_postbox::transport::xen::DomId;
+use twinbft_postbox::transport::xen::guest::Guest;
+use twinbft_postbox::vchan::Peer as Live;
 use twinbft_postbox::{Ledger, Outcome, TrimOutcome};
 
 use crate::greeting::Peer;
 use crate::json::Object;
+use crate::port::Port;
 
 /// Frames that one twin may have in one turn, so that none starves another.
-const TURN_FRAMES_MAX: u32 = 128;
+pub const TURN_FRAMES_MAX: u32 = 128;
 /// Bytes of entries after which a turn ends.
 const TURN_BYTES_MAX: usize = 256 << 10;
 
@@ -27,6 +31,8 @@ pub enum CloseReason {
     Fault(FrameFault),
     /// Something came in on the socket after the greeting.
     UnexpectedBytes,
+    /// The guest's domain is not there any more.
+    DomainGone,
     /// The broker stops.
     Stopping,
 }
@@ -40,6 +46,7 @@ impl CloseReason {
             Self::Fault(FrameFault::Ring(_)) => "ring-fault",
             Self::Fault(FrameFault::Kind(_) | FrameFault::Reserved) => "frame-fault",
             Self::UnexpectedBytes => "unexpected-bytes",
+            Self::DomainGone => "domain-gone",
             Self::Stopping => "broker-stopping",
         }
     }
@@ -48,7 +55,7 @@ impl CloseReason {
     pub const fn is_fault(self) -> bool {
         match self {
             Self::Fault(_) | Self::UnexpectedBytes => true,
-            Self::HungUp | Self::Replaced | Self::Stopping => false,
+            Self::HungUp | Self::Replaced | Self::DomainGone | Self::Stopping => false,
         }
     }
 
@@ -61,6 +68,7 @@ impl CloseReason {
             Self::UnexpectedBytes => {
                 "something came in on the socket after the greeting".to_owned()
             }
+            Self::DomainGone => "its domain is gone".to_owned(),
             Self::Stopping => "the broker stops".to_owned(),
         }
     }
@@ -116,7 +124,9 @@ pub enum Turn {
 /// One twin.
 pub struct Twin {
     id: u8,
-    channel: Option<(BrokerChannel, Peer)>,
+    port: Option<Port>,
+    /// A guest's process uses the channel, and it was said so.
+    is_in_use: bool,
     /// What it did so far.
     pub counters: Counters,
 }
@@ -126,65 +136,139 @@ impl Twin {
     pub fn new(id: u8) -> Self {
         Self {
             id,
-            channel: None,
+            port: None,
+            is_in_use: false,
             counters: Counters::default(),
         }
     }
 
-    /// The channel, if there is one.
+    /// The socket's channel, if there is one.
     pub fn channel(&self) -> Option<&BrokerChannel> {
-        self.channel.as_ref().map(|(channel, _)| channel)
+        match &self.port {
+            Some(Port::Socket(channel, _)) => Some(channel),
+            Some(Port::Guest(_)) | None => None,
+        }
+    }
+
+    /// The guest, if there is one.
+    pub fn guest(&self) -> Option<&Guest> {
+        match &self.port {
+            Some(Port::Guest(guest)) => Some(guest),
+            Some(Port::Socket(..)) | None => None,
+        }
+    }
+
+    /// Whether the twin can append and read.
+    pub fn is_connected(&self) -> bool {
+        match &self.port {
+            Some(Port::Socket(..)) => true,
+            Some(Port::Guest(guest)) => guest.is_open() && guest.peer() == Live::Up,
+            None => false,
+        }
     }
 
     /// Connects a channel where there is none.
     pub fn connect(&mut self, channel: BrokerChannel, peer: Peer) {
-        assert!(self.channel.is_none(), "a twin has one channel at a time");
+        assert!(self.port.is_none(), "a twin has one channel at a time");
         self.counters.connections += 1;
-        self.channel = Some((channel, peer));
+        self.port = Some(Port::Socket(channel, peer));
     }
 
-    /// Closes the channel. Answers whether there was one.
+    /// Serves a guest where none is served.
+    pub fn admit(&mut self, guest: Guest) {
+        assert!(self.port.is_none(), "a twin is one guest at a time");
+        self.port = Some(Port::Guest(guest));
+    }
+
+    /// Whether a process of the guest has begun to use the channel since it was asked last.
+    pub fn take_connected(&mut self) -> bool {
+        let is_connected = self.is_connected();
+        let was = std::mem::replace(&mut self.is_in_use, is_connected);
+        let is_new = self.is_in_use && !was;
+        self.counters.connections += u64::from(is_new);
+        is_new
+    }
+
+    /// The domain whose process has let go of the ring, if there is one: it is to be renewed.
+    pub fn let_go(&self) -> Option<DomId> {
+        let guest = self.guest()?;
+        (guest.peer() == Live::Gone).then(|| guest.domid())
+    }
+
+    /// Empties a guest's ring for its next process.
+    pub fn renew(&mut self) {
+        self.is_in_use = false;
+        if let Some(Port::Guest(guest)) = &mut self.port {
+            guest.renew();
+        }
+    }
+
+    /// Takes a guest's ring off its descriptor. Answers false when the event channel is broken.
+    pub fn settle(&self) -> bool {
+        self.guest().is_none_or(|guest| guest.settle().is_ok())
+    }
+
+    /// Closes the channel. Answers whether there was one. A guest stays admitted: its pages are its own as long as its
+    /// domain lives.
     pub fn close(&mut self, reason: CloseReason, epoll: &Epoll) -> bool {
-        let Some((channel, _)) = self.channel.take() else {
+        if !self.port.as_ref().is_some_and(Port::is_open) {
             return false;
-        };
+        }
         self.counters.closings.add(reason.name());
-        // The twin holds the bell too, so closing our descriptor would not take it off the set.
-        epoll
-            .delete(channel.bell())
-            .expect("it was added when the channel was opened");
-        epoll
-            .delete(channel.stream())
-            .expect("it was added when the channel was opened");
-        channel.close(&reason.text());
+        match self.port.take() {
+            Some(Port::Socket(channel, _)) => {
+                // The twin holds the bell too, so closing our descriptor would not take it off the set.
+                epoll
+                    .delete(channel.bell())
+                    .expect("it was added when the channel was opened");
+                epoll
+                    .delete(channel.stream())
+                    .expect("it was added when the channel was opened");
+                channel.close(&reason.text());
+            }
+            Some(Port::Guest(mut guest)) => {
+                guest.close();
+                self.port = Some(Port::Guest(guest));
+            }
+            None => unreachable!("it was just looked at"),
+        }
+        self.is_in_use = false;
         true
+    }
+
+    /// Gives back what a guest was granted, when its domain is gone. The mirror is the log's to drop.
+    pub fn release(&mut self, epoll: &Epoll) {
+        if let Some(Port::Guest(guest)) = self.port.take_if(|port| matches!(port, Port::Guest(_))) {
+            // The supervisor holds it too.
+            epoll
+                .delete(&guest)
+                .expect("it was added when the guest was admitted");
+        }
     }
 
     /// Whether the ring seems to hold something.
     pub fn looks_ready(&self) -> bool {
-        self.channel().is_some_and(BrokerChannel::looks_ready)
+        self.port.as_ref().is_some_and(Port::looks_ready)
     }
 
     /// Asks for the bell at the next write.
     pub fn arm(&self) {
-        if let Some(channel) = self.channel() {
-            channel.arm();
+        if let Some(port) = &self.port {
+            port.arm();
         }
     }
 
     /// Wakes the twin when it sleeps on the log. `only_own`: nothing but its own entries was published.
     pub fn wake_if_waiting(&mut self, only_own: bool) {
-        if self
-            .channel()
-            .is_some_and(|channel| channel.wake_if_waiting(only_own))
-        {
+        let port = self.port.as_ref();
+        if port.is_some_and(|port| port.wake_if_waiting(only_own)) {
             self.counters.wakeups += 1;
         }
     }
 
     /// Moves what is in the ring into the log, up to a fair bound.
     pub fn take_turn(&mut self, log: &mut LogWriter) -> Turn {
-        let Some((channel, _)) = &mut self.channel else {
+        let Some(port) = &mut self.port else {
             return Turn::Done { only_appends: true };
         };
         let mut bytes = 0;
@@ -192,7 +276,7 @@ impl Twin {
         let entries_before = self.counters.entries;
         let mut end = Turn::Done { only_appends: true };
         for _ in 0..TURN_FRAMES_MAX {
-            match channel.poll_frame() {
+            match port.poll_frame() {
                 Ok(Some(frame)) => {
                     bytes += handle_frame(self.id, &frame, log, &mut self.counters);
                     frames += 1;
@@ -207,7 +291,7 @@ impl Twin {
                 break;
             }
         }
-        channel.release();
+        port.release();
         if matches!(end, Turn::Done { .. }) {
             let only_appends = self.counters.entries - entries_before == frames;
             end = Turn::Done { only_appends };
@@ -217,13 +301,18 @@ impl Twin {
 
     /// The twin's part of the status document.
     pub fn json(&self, ledger: &Ledger) -> String {
-        let peer = self.channel.as_ref().map(|(_, peer)| peer);
+        let peer = match &self.port {
+            Some(Port::Socket(_, peer)) => Some(peer),
+            Some(Port::Guest(_)) | None => None,
+        };
         let counters = &self.counters;
         Object::new()
             .raw("twin", self.id)
-            .raw("connected", peer.is_some())
+            .raw("connected", self.is_connected())
             .optional("pid", peer.map(|peer| peer.pid))
             .optional("uid", peer.map(|peer| peer.uid))
+            .optional("domid", self.guest().map(Guest::domid))
+            .optional("granted_pages", self.guest().map(Guest::granted_pages))
             .raw("connections", counters.connections)
             .raw("next_number", ledger.next_number(self.id))
             .raw("live_bytes", ledger.live_bytes(self.id))

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod agreed;
+mod guest;
 mod layout;
 mod members;
 mod membership;
@@ -35,7 +36,7 @@ pub use mistake::{ConfigError, Mistake};
 pub use model::{
     Admin, Client, Cluster, ClusterConfig, Durability, Evidence, Execution, Host, KvOptions,
     NullOptions, OnCulprit, Postbox, Protocol, Service, Storage, TRIM_BYTES, TRIM_MULTIPLE, Tls,
-    Twin,
+    Transport, Twin,
 };
 pub use parse::{HOSTS_MAX, SERVICES, TWINS_MAX, TWINS_MIN};
-pub use rules::{record_bytes_needed, state_bytes_needed};
+pub use rules::{granted_pages_needed, record_bytes_needed, state_bytes_needed};

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use crate::model::{Host, Twin};
+use crate::guest::read_guest;
+use crate::model::{Host, Transport, Twin};
 use crate::parse::{HOSTS_MAX, TWINS_MAX, TWINS_MIN, small};
 use crate::reader::{Reader, Section};
 use crate::unique::{Kind, Unique};
@@ -26,6 +27,7 @@ const LOW_ORDER: [&str; 7] = [
 pub(crate) fn read_hosts(
     reader: &mut Reader<'_>,
     top: &Section<'_, '_>,
+    transport: Transport,
     unique: &mut Unique,
 ) -> Vec<Host> {
     let sections = reader.tables(top, "host");
@@ -50,7 +52,7 @@ pub(crate) fn read_hosts(
     for section in &sections {
         reader.only(section, &["id", "name", "cpu", "twin"].into_iter());
         let id = ids.read(reader, section);
-        let twins = read_twins(reader, section, &mut twins_wanted, unique);
+        let twins = read_twins(reader, section, transport, &mut twins_wanted, unique);
         hosts.push(Host {
             id: id.and_then(|id| u8::try_from(id).ok()).unwrap_or(u8::MAX),
             name: read_name(reader, section, Kind::HostName, id, unique),
@@ -66,6 +68,7 @@ pub(crate) fn read_hosts(
 fn read_twins(
     reader: &mut Reader<'_>,
     host: &Section<'_, '_>,
+    transport: Transport,
     wanted: &mut Option<(usize, String)>,
     unique: &mut Unique,
 ) -> Vec<Twin> {
@@ -91,10 +94,16 @@ fn read_twins(
         }
     }
     let mut ids = Ids::new(count);
+    // Two machines may each have a guest of the same name; one machine cannot.
+    let mut guests = Unique::default();
     let mut twins: Vec<Twin> = sections
         .iter()
-        .filter_map(|section| read_twin(reader, section, &mut ids, unique))
+        .filter_map(|section| {
+            let guest = read_guest(reader, section, transport, &mut guests);
+            read_twin(reader, section, &mut ids, unique).map(|twin| Twin { guest, ..twin })
+        })
         .collect();
+    guests.check(reader);
     twins.sort_by_key(|twin| twin.id);
     twins
 }
@@ -105,7 +114,10 @@ fn read_twin(
     ids: &mut Ids,
     unique: &mut Unique,
 ) -> Option<Twin> {
-    reader.only(section, &["id", "listen", "public_key", "uid"].into_iter());
+    reader.only(
+        section,
+        &["id", "listen", "public_key", "uid", "guest"].into_iter(),
+    );
     let id = ids.read(reader, section);
     let listen = read_listen(reader, section, unique);
     let public_key = read_key(reader, section, unique);
@@ -115,6 +127,7 @@ fn read_twin(
         listen: listen?,
         public_key: public_key?,
         uid: uid.map(|at| small(at.value)),
+        guest: None,
     })
 }
 

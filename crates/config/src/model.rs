@@ -244,9 +244,32 @@ pub const TRIM_MULTIPLE: u64 = 4;
 /// A trim is proposed after so many bytes of entries, if not earlier because of [`Protocol::trim_entries`].
 pub const TRIM_BYTES: u64 = 1 << 20;
 
+/// How twins reach their host's broker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// Sockets and shared memory of one kernel.
+    #[default]
+    Local,
+    /// Twins are Xen guests, the broker is in dom0: grants, event channels, xenstore.
+    Xen,
+}
+
+impl Transport {
+    /// As written in the file.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Xen => "xen",
+        }
+    }
+}
+
 /// `[postbox]`: the log of every host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Postbox {
+    /// How twins reach it.
+    pub transport: Transport,
     /// Size of the log, a multiple of 4096.
     pub log_bytes: u64,
     /// Largest payload of one entry.
@@ -264,6 +287,7 @@ pub struct Postbox {
 impl Default for Postbox {
     fn default() -> Self {
         Self {
+            transport: Transport::Local,
             log_bytes: 32 << 20,
             entry_bytes_max: 2 << 20,
             state_bytes_max: 1 << 20,
@@ -347,6 +371,8 @@ pub struct Twin {
     pub public_key: String,
     /// The user that the broker lets in on this twin's socket; absent: the broker's own.
     pub uid: Option<u32>,
+    /// The Xen guest that this twin is: name or UUID, the latter in lower case. There with the transport "xen" and only then.
+    pub guest: Option<String>,
 }
 
 /// `[[client]]`: a key that may send requests.
@@ -406,6 +432,7 @@ impl ClusterConfig {
                         listen: SocketAddr::from(([127, 0, 0, 1], port)),
                         public_key: public_key(),
                         uid: None,
+                        guest: None,
                     }
                 })
                 .collect(),

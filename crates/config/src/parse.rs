@@ -8,7 +8,7 @@ use crate::members::{read_hosts, read_people};
 use crate::mistake::{ConfigError, Mistake, closest, line_start, place};
 use crate::model::{
     Admin, Client, Cluster, ClusterConfig, Durability, Evidence, Execution, KvOptions, NullOptions,
-    OnCulprit, Postbox, Protocol, Service, Storage, Tls,
+    OnCulprit, Postbox, Protocol, Service, Storage, Tls, Transport,
 };
 use crate::numbers::{self, Number};
 use crate::reader::{At, Reader, Section};
@@ -129,7 +129,7 @@ fn read_document(reader: &mut Reader<'_>, top: &Section<'_, '_>) -> Option<Clust
     let evidence = read_evidence(reader, top);
     let tls = read_tls(reader, top);
     let mut unique = Unique::default();
-    let hosts = read_hosts(reader, top, &mut unique);
+    let hosts = read_hosts(reader, top, postbox.transport, &mut unique);
     let clients = read_people(reader, top, "client", &mut unique);
     let admins = read_people(reader, top, "admin", &mut unique);
     unique.check(reader);
@@ -278,8 +278,16 @@ fn read_service(reader: &mut Reader<'_>, top: &Section<'_, '_>) -> Service {
 fn read_postbox(reader: &mut Reader<'_>, top: &Section<'_, '_>) -> Postbox {
     let mut postbox = Postbox::default();
     if let Some(section) = reader.table(top, "postbox") {
-        reader.only(&section, &names(numbers::POSTBOX).chain(["record_dir"]));
+        reader.only(
+            &section,
+            &names(numbers::POSTBOX).chain(["record_dir", "transport"]),
+        );
         reader.numbers(&section, numbers::POSTBOX, &mut postbox);
+        let choices = [Transport::Local, Transport::Xen];
+        let choices = choices.map(|choice| (choice.name(), choice));
+        if let Some(choice) = choose(reader, &section, "transport", &choices) {
+            postbox.transport = choice;
+        }
         if let Some(dir) = reader.string(&section, "record_dir") {
             let remedy = "name a directory, like record_dir = \"record\", or leave it out";
             postbox.record_dir = file_path(reader, dir, "not the name of a directory", remedy);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::model::ClusterConfig;
+use crate::model::{ClusterConfig, Transport};
 use crate::reader::{Reader, Section};
 
 /// Bytes that the postbox puts before each payload, and to which it rounds.
@@ -49,6 +49,24 @@ pub const fn record_bytes_needed(log_bytes: u64, state_bytes_max: u64) -> u64 {
     log_bytes.saturating_add(state_bytes_max).saturating_mul(4)
 }
 
+/// Most pages that gntdev maps in one request.
+const MIRROR_PAGES_MAX: u64 = 65_536;
+/// Pages of a twin's append ring, its first page included.
+const RING_PAGES: u64 = 65;
+
+/// Pages of one twin's copy of the log on Xen: a page of numbers, two summaries, the log.
+fn mirror_pages(config: &ClusterConfig) -> u64 {
+    let state = u64::from(config.postbox.state_bytes_max).div_ceil(PAGE_BYTES);
+    1 + 2 * state + config.postbox.log_bytes.div_ceil(PAGE_BYTES)
+}
+
+/// Pages that a broker on Xen grants to all its guests: each has a copy of the log and a ring. `xen-gntalloc`'s `limit` must
+/// allow as many, and Xen's grant table too.
+#[must_use]
+pub fn granted_pages_needed(config: &ClusterConfig) -> u64 {
+    u64::from(config.twin_count()) * (mirror_pages(config) + RING_PAGES)
+}
+
 /// Where a number stands, or where it would.
 fn place(top: &Section<'_, '_>, section: &str, key: &str) -> (Range<usize>, bool) {
     let Some(found) = top.table.get(section) else {
@@ -66,6 +84,7 @@ fn section_value(section: &toml::de::DeValue<'_>, key: &str) -> Option<Range<usi
 pub(crate) fn check_sizes(reader: &mut Reader<'_>, top: &Section<'_, '_>, config: &ClusterConfig) {
     let mut rules = Rules { reader, top };
     rules.postbox(config);
+    rules.mirror(config);
     rules.service(config);
     rules.timing(config);
     rules.window(config);
@@ -144,6 +163,25 @@ impl Rules<'_, '_, '_, '_> {
             twins,
             propose + batch * RESULT_BYTES + authenticator + ENTRY_REST_BYTES,
         );
+    }
+
+    /// Each twin's guest maps a copy of the whole log, at once.
+    fn mirror(&mut self, config: &ClusterConfig) {
+        let needed = mirror_pages(config);
+        if config.postbox.transport == Transport::Xen && needed > MIRROR_PAGES_MAX {
+            let what =
+                "too large to be granted to a Xen guest in one piece, with its two summaries";
+            let rest = (needed - config.postbox.log_bytes.div_ceil(PAGE_BYTES)) * PAGE_BYTES;
+            let most = (MIRROR_PAGES_MAX * PAGE_BYTES).saturating_sub(rest);
+            let remedy = format!("make it at most {most}");
+            self.broken(
+                "postbox",
+                "log_bytes",
+                config.postbox.log_bytes,
+                what,
+                remedy,
+            );
+        }
     }
 
     /// `slot_bytes` is what a leader posts for one full slot.

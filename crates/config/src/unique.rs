@@ -13,6 +13,7 @@ pub(crate) enum Kind {
     AdminName,
     Key,
     Address,
+    Guest,
 }
 
 impl Kind {
@@ -24,6 +25,7 @@ impl Kind {
             Self::AdminName => "admin",
             Self::Key => "key",
             Self::Address => "address",
+            Self::Guest => "guest",
         }
     }
 
@@ -31,6 +33,7 @@ impl Kind {
         match self {
             Self::HostName | Self::ClientName | Self::AdminName => "give each a name of its own",
             Self::Key => "every process needs a key of its own: `twinbft keygen`",
+            Self::Guest => "every twin of a host is a guest of its own; look at `xl list`",
             Self::Address => "every twin needs an address of its own; change the port",
         }
     }

@@ -46,6 +46,9 @@ impl ClusterConfig {
             "postbox",
             "The trusted log of each host, which its broker keeps.",
         );
+        file.comment("How twins reach it. \"local\": twins are processes of one kernel, and isolated in name only.");
+        file.comment("\"xen\": twins are guests, the broker is in dom0, and each twin of a host has a guest = \"NAME\".");
+        file.value("transport", &quoted(self.postbox.transport.name()));
         file.numbers(numbers::POSTBOX, &self.postbox);
         match &self.postbox.record_dir {
             Some(dir) => {
@@ -157,6 +160,10 @@ impl File {
             if let Some(uid) = twin.uid {
                 self.comment("The user that the broker lets in on this twin's socket.");
                 self.value("uid", &uid);
+            }
+            if let Some(guest) = &twin.guest {
+                self.comment("The Xen guest that this twin is: its name or UUID.");
+                self.value("guest", &quoted(guest));
             }
         }
     }

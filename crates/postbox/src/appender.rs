@@ -9,7 +9,7 @@ use crate::frame::{encode_append, encode_trim};
 use crate::ledger::Refusal;
 use crate::link::Link;
 use crate::log_view::{LastRefusal, LogView};
-use crate::vchan::RingProducer;
+use crate::vchan::{ORDER_MIN, RingProducer};
 
 /// Why an append was not taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -199,6 +199,18 @@ impl Appender {
         self.pump()?;
         self.flush();
         Ok(event)
+    }
+
+    /// The twin that appends.
+    #[must_use]
+    pub fn twin(&self) -> u8 {
+        self.link.twin
+    }
+
+    /// Unmaps the ring of a closed channel, for good. The queue stays, for `take_over`.
+    pub(crate) fn let_go(&mut self, parked: Arc<Link>) {
+        self.ring = RingProducer::new(parked.ring_memory().clone(), ORDER_MIN);
+        self.link = parked;
     }
 
     /// The number of the next append.

@@ -14,6 +14,8 @@
 
 pub mod appender;
 mod atomic;
+#[cfg(not(loom))]
+pub mod channel;
 pub mod frame;
 pub mod layout;
 pub mod ledger;
@@ -32,6 +34,8 @@ pub mod vchan;
 pub mod waker;
 
 pub use appender::{AppendError, AppendEvent, Appender};
+#[cfg(not(loom))]
+pub use channel::{Channel, ChannelError, Door, Reconnected};
 pub use ledger::{
     AgreedState, Ledger, Limits, LimitsError, Outcome, Refusal, TrimOutcome, TrimRefusal,
 };
@@ -39,7 +43,7 @@ pub use log_view::{Entry, LogInfo, ReadError};
 pub use memory_log::{MemoryEntry, MemoryLog, MemoryRead};
 pub use reader::{Reader, Wake};
 #[cfg(not(loom))]
-pub use transport::local::client::{Channel, ConnectError, ConnectOptions, Reconnected, connect};
+pub use transport::local::client::{ConnectError, ConnectOptions, connect};
 #[cfg(not(loom))]
 pub use transport::local::{cluster_tag, socket_path, status_socket_path};
 pub use waker::Waker;

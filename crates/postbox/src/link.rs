@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::log_view::LogView;
 use crate::raw::WriteMemory;
-use crate::vchan::consumer_hint;
+use crate::vchan::{ORDER_MIN, channel_bytes, consumer_hint};
+use crate::waker::Waker;
 
 /// Tells the broker that its ring has news. A transport's own way.
 pub(crate) trait Bell: Send + Sync {
@@ -22,6 +23,11 @@ pub(crate) trait Sleeper: Send {
     /// Takes off what rang so far, where that does not ring again by itself; the caller looks after it.
     fn settle(&self) {}
 
+    /// Whether the channel seems to be closed, where that can be told for nothing.
+    fn looks_closed(&self) -> bool {
+        false
+    }
+
     /// What somebody with an event loop of its own watches instead, for edges: what the broker rings, and what becomes
     /// readable when the channel is closed.
     fn watched(&self) -> [BorrowedFd<'_>; 2];
@@ -35,6 +41,26 @@ pub(crate) enum Slept {
     TimedOut,
     /// The broker is gone or has closed the channel; its last words.
     Closed(String),
+}
+
+/// Nobody is there to hear it.
+struct NoBell;
+
+impl Bell for NoBell {
+    fn ring(&self) {}
+}
+
+/// Of a channel that was let go.
+pub(crate) struct ParkedSleeper(pub(crate) Waker);
+
+impl Sleeper for ParkedSleeper {
+    fn watched(&self) -> [BorrowedFd<'_>; 2] {
+        [self.0.event(), self.0.event()]
+    }
+
+    fn sleep(&self, _timeout: Option<Duration>) -> Slept {
+        Slept::Closed(String::new())
+    }
 }
 
 /// No value is wanted.
@@ -74,6 +100,18 @@ impl Link {
             trim_to: AtomicU64::new(NOTHING),
             space_at: AtomicU64::new(NOTHING),
         }
+    }
+
+    /// Of a channel that was let go: closed, and of memory that nobody shares.
+    pub(crate) fn parked(twin: u8) -> Arc<Self> {
+        let memory = Arc::new(WriteMemory::heap(channel_bytes(ORDER_MIN)));
+        let link = Self::new(twin, Box::new(NoBell), memory);
+        link.set_closed();
+        Arc::new(link)
+    }
+
+    pub(crate) fn ring_memory(&self) -> &Arc<WriteMemory> {
+        &self.ring_memory
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::ledger::AgreedState;
-use crate::link::{Link, Sleeper, Slept};
+use crate::link::{Link, ParkedSleeper, Sleeper, Slept};
 use crate::log_view::{Entry, LogInfo, LogView, ReadError};
 use crate::vchan::WaitFlag;
 use crate::waker::Waker;
@@ -285,10 +285,17 @@ impl Reader {
         self.link.is_closed().then(|| self.farewell.clone())
     }
 
-    /// Whether the channel is known to be closed.
+    /// Whether the channel is known to be closed, or can be seen to be without a system call; then `poll_closed` says so.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.link.is_closed()
+        self.link.is_closed() || self.sleeper.looks_closed()
+    }
+
+    /// Unmaps the ring of a closed channel, for good. What was published stays readable, and the place in it is kept.
+    pub(crate) fn let_go(&mut self, parked: Arc<Link>) {
+        self.wait_flag = WaitFlag::new(parked.ring_memory().clone());
+        self.sleeper = Box::new(ParkedSleeper(self.waker.clone()));
+        self.link = parked;
     }
 
     fn is_ready(&self, more_work: &impl Fn() -> bool) -> bool {

@@ -134,6 +134,11 @@ pub fn reset(memory: &WriteMemory, order: u16) {
     initialise(memory, order);
 }
 
+/// Says that the server is gone, where no consumer does it.
+pub(crate) fn close_server(memory: &WriteMemory) {
+    memory.store_u8(SRV_LIVE, LIVE_GONE);
+}
+
 /// Writes the references of the left ring's pages into the shared page.
 ///
 /// # Panics

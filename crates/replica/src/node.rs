@@ -10,9 +10,9 @@ use nix::sys::signal::{SigSet, Signal};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use twinbft_config::{ClusterConfig, Layout};
+use twinbft_config::{ClusterConfig, Layout, Transport};
 use twinbft_core::CoreConfig;
-use twinbft_postbox::{Waker, cluster_tag};
+use twinbft_postbox::{Door, Waker, cluster_tag};
 use twinbft_types::{Epoch, ReplicaId};
 
 use crate::driver::{Control, Driver, Egress, Inbox, Link, LinkOptions, Parts};
@@ -176,7 +176,10 @@ impl CoreLife {
         let service =
             Service::start(app, journal, &inbox).context("starting the service's threads")?;
         let link_options = LinkOptions {
-            socket: layout.twin_socket(me.host.0, me.twin.0),
+            door: match config.postbox.transport {
+                Transport::Local => Door::Socket(layout.twin_socket(me.host.0, me.twin.0)),
+                Transport::Xen => Door::Xen,
+            },
             cluster_tag: cluster_tag(&config.cluster.id),
             host: me.host.0,
             twin: me.twin.0,

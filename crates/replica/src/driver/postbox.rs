@@ -1,28 +1,27 @@
 //! The channel to the host's broker: connecting, losing it, coming back to the same log.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use twinbft_postbox::{
-    AppendError, AppendEvent, Appender, Channel, ConnectError, ConnectOptions, Reader, Reconnected,
-    Waker, connect,
+    AppendError, AppendEvent, Appender, Channel, ConnectOptions, Door, Reader, Reconnected, Waker,
 };
 
 use crate::status::PostboxReport;
 
 const BACK_OFF_MIN: Duration = Duration::from_millis(20);
 const BACK_OFF_MAX: Duration = Duration::from_secs(1);
-/// How long one attempt may take.
+/// How long one attempt may take; in a guest it looks again and again for so long.
 const ATTEMPT_MAX: Duration = Duration::from_secs(1);
+const GUEST_ATTEMPT_MAX: Duration = Duration::from_millis(100);
 /// How long to sleep at a time while there is no broker: operators' questions wait so long at most.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Where the broker is and who comes.
 #[derive(Clone, Debug)]
 pub struct LinkOptions {
-    /// The socket of this twin.
-    pub socket: PathBuf,
+    /// The way to it.
+    pub door: Door,
     /// See [`twinbft_postbox::cluster_tag`].
     pub cluster_tag: u64,
     /// This host.
@@ -38,7 +37,7 @@ pub struct LinkOptions {
 /// A connection to the broker that was there at least once.
 pub struct Link {
     channel: Channel,
-    socket: PathBuf,
+    door: Door,
     closed: bool,
     back_off: Duration,
     next_attempt: Option<Instant>,
@@ -59,16 +58,19 @@ impl Link {
         let mut connecting =
             ConnectOptions::new(options.cluster_tag, u32::from(options.host), options.twin);
         connecting.spin_us = options.spin_us;
-        connecting.timeout = ATTEMPT_MAX;
+        connecting.timeout = match options.door {
+            Door::Socket(_) => ATTEMPT_MAX,
+            Door::Xen => GUEST_ATTEMPT_MAX,
+        };
         connecting.waker = Some(options.waker.clone());
         let began = Instant::now();
         let mut back_off = BACK_OFF_MIN;
         while !stop() {
-            let error = match connect(&options.socket, &connecting) {
+            let error = match options.door.connect(&connecting) {
                 Ok(channel) => {
                     return Ok(Some(Self {
                         channel,
-                        socket: options.socket.clone(),
+                        door: options.door.clone(),
                         closed: false,
                         back_off: BACK_OFF_MIN,
                         next_attempt: None,
@@ -78,14 +80,14 @@ impl Link {
                 }
                 Err(error) => error,
             };
-            if !is_passing(&error) {
+            if !error.is_passing() {
                 return Err(error).context("connecting to the postbox");
             }
             if began.elapsed() >= patience {
                 return Err(error).with_context(|| {
                     format!(
                         "no postbox at {} after {} s; start the host's broker",
-                        options.socket.display(),
+                        options.door,
                         patience.as_secs()
                     )
                 });
@@ -195,15 +197,13 @@ impl Link {
                 self.channel.reader.epoch(),
                 abandoned.len()
             ),
-            Err(error) if is_passing(&error) => {
+            Err(error) if error.is_passing() => {
                 tracing::debug!("{error}");
                 self.next_attempt = Some(Instant::now() + self.back_off);
                 self.back_off = (self.back_off * 2).min(BACK_OFF_MAX);
                 Ok(false)
             }
-            Err(error) => {
-                Err(error).with_context(|| format!("connecting again to {}", self.socket.display()))
-            }
+            Err(error) => Err(error).with_context(|| format!("connecting again to {}", self.door)),
         }
     }
 
@@ -221,25 +221,5 @@ impl Link {
             reconnects: self.reconnects,
             ..PostboxReport::default()
         }
-    }
-}
-
-/// Whether the same attempt may succeed later.
-fn is_passing(error: &ConnectError) -> bool {
-    use twinbft_postbox::transport::local::wire::Rejection;
-    match error {
-        ConnectError::Socket { .. } => true,
-        ConnectError::Rejected { rejection, .. } => match rejection {
-            Rejection::Resources => true,
-            Rejection::NoGreeting
-            | Rejection::Version
-            | Rejection::Cluster
-            | Rejection::Host
-            | Rejection::Twin
-            | Rejection::User => false,
-        },
-        ConnectError::Wire { .. }
-        | ConnectError::Mismatch { .. }
-        | ConnectError::Handover { .. } => false,
     }
 }

@@ -67,6 +67,8 @@ impl Driver {
             }
             let is_open = self.wait_as_task(&bells, &mut timer).await?;
             if !is_open && let Some(farewell) = self.link.reader().poll_closed() {
+                // A guest's old end of its event channel must be closed before there can be a new one.
+                drop(bells);
                 self.reconnect_as_task(&farewell).await?;
                 bells = self.bells()?;
             }

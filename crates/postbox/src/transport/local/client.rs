@@ -17,9 +17,10 @@ use super::wire::{
     FAREWELL_BYTES_MAX, Greeting, PROTOCOL_VERSION, Rejection, WELCOME_BYTES, WELCOME_FDS, Welcome,
     WireError,
 };
-use crate::appender::{AppendError, Appender};
+use crate::appender::Appender;
+use crate::channel::{Channel, Door};
 use crate::link::{Bell, Link, Sleeper, Slept};
-use crate::log_view::{LogView, ReadError, RegionError};
+use crate::log_view::{LogView, RegionError};
 use crate::reader::Reader;
 use crate::vchan::{RingProducer, WaitFlag, channel_bytes};
 use crate::waker::Waker;
@@ -143,26 +144,24 @@ fn explain(rejection: Rejection, greeting: &Greeting, welcome: &Welcome) -> Stri
     }
 }
 
-/// What became of a channel by reconnecting it.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Reconnected {
-    /// The log is the same: the reader stands where it stood, unconfirmed appends are on their way.
-    SameEpoch,
-    /// The log was lost (protocol.md, section 8). The reader stands at the start of the new one.
-    NewEpoch {
-        /// Numbers and payloads of the appends whose outcome nobody will know. They are not sent.
-        abandoned: Vec<(u64, Vec<u8>)>,
-    },
-}
-
-/// A twin's connection to its broker.
-pub struct Channel {
-    /// Out of the log.
-    pub reader: Reader,
-    /// Into the log.
-    pub appender: Appender,
-    path: PathBuf,
-    options: ConnectOptions,
+impl ConnectError {
+    /// Whether the same attempt may succeed later.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Socket { .. } => true,
+            Self::Rejected { rejection, .. } => match rejection {
+                Rejection::Resources => true,
+                Rejection::NoGreeting
+                | Rejection::Version
+                | Rejection::Cluster
+                | Rejection::Host
+                | Rejection::Twin
+                | Rejection::User => false,
+            },
+            Self::Wire { .. } | Self::Mismatch { .. } | Self::Handover { .. } => false,
+        }
+    }
 }
 
 /// Connects a twin to its broker. Blocks for at most `options.timeout`.
@@ -192,46 +191,8 @@ pub fn connect(path: &Path, options: &ConnectOptions) -> Result<Channel, Connect
             path: path.to_owned(),
             error,
         })?;
-    Ok(Channel {
-        reader,
-        appender,
-        path: path.to_owned(),
-        options,
-    })
-}
-
-impl Channel {
-    /// Connects again after the channel was closed, and carries on. On an error the old channel is
-    /// kept; try again later.
-    ///
-    /// # Errors
-    /// See `ConnectError`.
-    pub fn reconnect(&mut self) -> Result<Reconnected, ConnectError> {
-        let mut fresh = connect(&self.path, &self.options)?;
-        let handover = |error: String| ConnectError::Handover {
-            path: self.path.clone(),
-            error,
-        };
-        if fresh.reader.epoch() == self.reader.epoch() {
-            fresh
-                .reader
-                .take_over(&self.reader)
-                .map_err(|error: ReadError| handover(error.to_string()))?;
-            let old = std::mem::replace(self, fresh);
-            let path = old.path;
-            self.appender
-                .take_over(old.appender)
-                .map_err(|error: AppendError| ConnectError::Handover {
-                    path,
-                    error: error.to_string(),
-                })?;
-            return Ok(Reconnected::SameEpoch);
-        }
-        let old = std::mem::replace(self, fresh);
-        Ok(Reconnected::NewEpoch {
-            abandoned: old.appender.into_unconfirmed(),
-        })
-    }
+    let door = Door::Socket(path.to_owned());
+    Ok(Channel::new(reader, appender, door, options))
 }
 
 /// A blocking stream with time-outs. The connect itself must not block either, as it does when the

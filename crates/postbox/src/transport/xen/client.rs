@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use super::descriptor::{Descriptor, DescriptorError, path};
+use super::descriptor::{Descriptor, DescriptorError, STATE, path};
 use super::evtchn::EventChannel;
 use super::gntdev::{map_read, map_write, map_write_and_clear};
 use super::xenstore::Xenstore;
 use super::{DOM0, DomId, XenError};
 use crate::appender::Appender;
+use crate::channel::{Channel, Door};
 use crate::link::{Bell, Link, Sleeper, Slept};
 use crate::log_view::{LogView, RegionError};
 use crate::raw::WriteMemory;
@@ -23,7 +24,11 @@ use crate::vchan::{self, CLIENT_LIVE, PageFault, Peer, RingProducer, WaitFlag};
 use crate::waker::Waker;
 
 /// Looks at xenstore and at the ring while waiting for the broker.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long xenstored may take for one answer; a connection is tried again anyway.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+/// Most bytes of the broker's last words.
+const FAREWELL_BYTES_MAX: usize = 256;
 
 /// Why there is no channel.
 #[derive(Debug, thiserror::Error)]
@@ -67,16 +72,32 @@ pub enum XenConnectError {
     /// The mirror is no log.
     #[error("the log's mirror: {0}")]
     Mirror(#[from] RegionError),
+    /// The broker has begun a new epoch and not said so yet.
+    #[error("the broker is about to publish another epoch of its log; try again")]
+    Stale,
+    /// What came back is not what was lost.
+    #[error("what the broker in dom0 granted cannot be used: {0}")]
+    Handover(String),
 }
 
-/// A twin's connection to the broker in dom0.
-pub struct XenChannel {
-    /// Out of the log.
-    pub reader: Reader,
-    /// Into the log.
-    pub appender: Appender,
-    /// What the broker published.
-    pub descriptor: Descriptor,
+impl XenConnectError {
+    /// Whether the same attempt may succeed later. The broker may be starting, and what a broker that is gone has published
+    /// stays in xenstore until the next one publishes: so everything may, but what is of another make.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Xen(_) | Self::Ring(_) | Self::Busy { .. } | Self::Mirror(_) | Self::Stale => {
+                true
+            }
+            Self::Descriptor { error, .. } => match error {
+                DescriptorError::Missing(_)
+                | DescriptorError::Value(_)
+                | DescriptorError::NotReady => true,
+                DescriptorError::Version(_) => false,
+            },
+            Self::Mismatch { .. } | Self::Handover(_) => false,
+        }
+    }
 }
 
 /// Connects a twin in a guest to the broker in dom0. Blocks for at most `options.timeout`, and what
@@ -84,15 +105,13 @@ pub struct XenChannel {
 ///
 /// # Errors
 /// See `XenConnectError`.
-pub fn connect_guest(options: &ConnectOptions) -> Result<XenChannel, XenConnectError> {
+pub fn connect_guest(options: &ConnectOptions) -> Result<Channel, XenConnectError> {
     let deadline = Instant::now() + options.timeout;
-    let mut store = Xenstore::open()?;
-    let domid = own_domid(&mut store)?;
-    let descriptor = await_descriptor(&mut store, domid, deadline)?;
+    let (domid, descriptor) = find_broker(options.timeout)?;
     check(&descriptor, options)?;
     let events = Arc::new(EventChannel::connect(DOM0, descriptor.event_channel)?);
     let (memory, order) = map_ring(&descriptor, &events)?;
-    await_ring(&memory, options.timeout, deadline)?;
+    await_ring(&memory, &events, options.timeout, deadline)?;
     let mirror = Arc::new(map_read(DOM0, &descriptor.mirror_refs)?);
     let view = LogView::open(mirror.clone())?;
     let reader_view = LogView::open(mirror)?;
@@ -101,7 +120,11 @@ pub fn connect_guest(options: &ConnectOptions) -> Result<XenChannel, XenConnectE
         Some(waker) => waker.clone(),
         None => Waker::new().map_err(|error| no_descriptor(&error))?,
     };
-    let sleeper = EventSleeper::new(events.clone(), memory.clone(), &waker)?;
+    let options = ConnectOptions {
+        waker: Some(waker.clone()),
+        ..options.clone()
+    };
+    let sleeper = EventSleeper::new(domid, events.clone(), memory.clone(), &waker)?;
     let bell = Box::new(EventBell(events.clone()));
     let link = Arc::new(Link::new(options.twin, bell, memory.clone()));
     let producer = RingProducer::new(memory.clone(), order);
@@ -116,11 +139,19 @@ pub fn connect_guest(options: &ConnectOptions) -> Result<XenChannel, XenConnectE
     let flag = WaitFlag::new(memory);
     let sleeper = Box::new(sleeper);
     let reader = Reader::new(link, reader_view, flag, waker, sleeper, options.spin_us);
-    Ok(XenChannel {
-        reader,
-        appender,
-        descriptor,
-    })
+    Ok(Channel::new(reader, appender, Door::Xen, options))
+}
+
+/// This domain's number, and what the broker in dom0 has published for it; waits for that at most `timeout`.
+///
+/// # Errors
+/// xenstored, or the broker, does not answer in time.
+pub fn find_broker(timeout: Duration) -> Result<(DomId, Descriptor), XenConnectError> {
+    let deadline = Instant::now() + timeout;
+    let mut store = Xenstore::open()?;
+    store.set_answer_max(ANSWER_MAX.max(timeout));
+    let domid = own_domid(&mut store)?;
+    Ok((domid, await_descriptor(&mut store, domid, deadline)?))
 }
 
 fn own_domid(store: &mut Xenstore) -> Result<DomId, XenError> {
@@ -177,8 +208,10 @@ fn check(descriptor: &Descriptor, options: &ConnectOptions) -> Result<(), XenCon
 fn check_info(view: &LogView, descriptor: &Descriptor, twin: u8) -> Result<(), XenConnectError> {
     let info = view.info();
     let known = u64::from(info.limits.twins > twin);
+    if info.epoch != descriptor.epoch {
+        return Err(XenConnectError::Stale);
+    }
     compare(&[
-        ("epoch in the log", info.epoch, descriptor.epoch),
         (
             "cluster tag in the log",
             info.cluster_tag,
@@ -217,6 +250,7 @@ fn map_ring(
 /// An earlier process of this guest may just have ended; the broker then empties the ring first.
 fn await_ring(
     memory: &WriteMemory,
+    events: &EventChannel,
     timeout: Duration,
     deadline: Instant,
 ) -> Result<(), XenConnectError> {
@@ -224,6 +258,8 @@ fn await_ring(
         if vchan::server(memory) == Peer::Up && vchan::client(memory) == Peer::Awaited {
             return Ok(());
         }
+        // A broker that was stopped when the last process went has not heard of it.
+        events.ring();
         if Instant::now() > deadline {
             let waited_ms = timeout.as_millis();
             return Err(XenConnectError::Busy { waited_ms });
@@ -253,6 +289,7 @@ impl Bell for EventBell {
 /// Sleeps on the event channel and the waker at once, for edges of both; what rang is taken off the
 /// event channel's descriptor after each wait, or it would never ring again.
 struct EventSleeper {
+    domid: DomId,
     epoll: Epoll,
     events: Arc<EventChannel>,
     memory: Arc<WriteMemory>,
@@ -260,6 +297,7 @@ struct EventSleeper {
 
 impl EventSleeper {
     fn new(
+        domid: DomId,
         events: Arc<EventChannel>,
         memory: Arc<WriteMemory>,
         waker: &Waker,
@@ -273,6 +311,7 @@ impl EventSleeper {
         };
         let epoll = make().map_err(|errno| no_descriptor(&errno.into()))?;
         Ok(Self {
+            domid,
             epoll,
             events,
             memory,
@@ -287,15 +326,38 @@ impl EventSleeper {
     }
 
     fn closed(&self) -> Option<Slept> {
-        let text = "the broker closed the channel; its log in dom0 says why";
-        let gone = vchan::server(&self.memory) != Peer::Up;
-        gone.then(|| Slept::Closed(text.to_owned()))
+        self.looks_closed()
+            .then(|| Slept::Closed(farewell(self.domid)))
+    }
+}
+
+/// The broker's reason, where it left one; asked for once, when the channel is closed already.
+fn farewell(domid: DomId) -> String {
+    let ask = || -> Result<Option<Vec<u8>>, XenError> {
+        let mut store = Xenstore::open()?;
+        store.set_answer_max(ANSWER_MAX);
+        store.read(&format!("{}/{STATE}", path(domid)))
+    };
+    match ask() {
+        Ok(Some(state)) => {
+            let state = &state[..state.len().min(FAREWELL_BYTES_MAX)];
+            match state {
+                b"ready" => "the broker has started again".to_owned(),
+                state => String::from_utf8_lossy(state).into_owned(),
+            }
+        }
+        Ok(None) => "the broker is gone".to_owned(),
+        Err(error) => format!("the broker's reason is not known: {error}"),
     }
 }
 
 impl Sleeper for EventSleeper {
     fn watched(&self) -> [BorrowedFd<'_>; 2] {
         [self.events.as_fd(), self.events.as_fd()]
+    }
+
+    fn looks_closed(&self) -> bool {
+        vchan::server(&self.memory) != Peer::Up
     }
 
     fn settle(&self) {

@@ -1,11 +1,13 @@
 //! What the broker publishes for one guest in xenstore, below `/local/domain/0/data/twinbft/<domid>`:
-//! where its ring, its event channel and its mirror are. Pure.
+//! where its ring, its event channel and its mirror are.
 //!
 //! `ring-ref` and `event-channel` are libxenvchan's, so the directory itself is a vchan's path. All is
 //! written in one transaction; readers read it in one.
 
 use super::gntdev::PAGES_MAX;
-use super::{DOM0, DomId};
+use super::xenstore::Xenstore;
+use super::xenstore_wire::Permission;
+use super::{DOM0, DomId, XenError};
 
 /// Version of the nodes and of what they mean.
 pub const VERSION: u32 = 1;
@@ -62,6 +64,36 @@ pub fn path(domid: DomId) -> String {
 pub const STATE: &str = "state";
 /// Its value when all is there.
 pub const READY: &str = "ready";
+
+/// Writes what `Descriptor::encode` made, in one transaction, for a domain that exists; whatever stood there is gone.
+///
+/// # Errors
+/// xenstored refuses or does not answer.
+pub fn publish(
+    store: &mut Xenstore,
+    domid: DomId,
+    nodes: &[(String, String)],
+) -> Result<(), XenError> {
+    let base = path(domid);
+    let readable = [Permission::None(DOM0), Permission::Read(domid)];
+    store.transaction(|transaction| {
+        transaction.remove(&base)?;
+        for (name, value) in nodes {
+            let node = format!("{base}/{name}");
+            transaction.write(&node, value.as_bytes())?;
+            transaction.set_permissions(&node, &readable)?;
+        }
+        Ok(())
+    })
+}
+
+/// Takes away what was published for a domain.
+///
+/// # Errors
+/// xenstored refuses or does not answer.
+pub fn withdraw(store: &mut Xenstore, domid: DomId) -> Result<(), XenError> {
+    store.remove(&path(domid))
+}
 
 impl Descriptor {
     /// The nodes with their values, `state` last.

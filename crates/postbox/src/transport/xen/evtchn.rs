@@ -48,6 +48,16 @@ impl EventChannel {
         })
     }
 
+    /// A descriptor that an earlier process of this program bound to `port`, and to `domid`.
+    #[must_use]
+    pub fn from_kept(device: OwnedFd, domid: DomId, port: u32) -> Self {
+        Self {
+            device,
+            port,
+            domid,
+        }
+    }
+
     fn bind(
         domid: DomId,
         bind: impl FnOnce(&OwnedFd) -> nix::Result<u32>,

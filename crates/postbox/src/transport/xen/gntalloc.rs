@@ -41,6 +41,44 @@ impl Gntalloc {
         open_device(PATH, missing).map(|fd| Self(Arc::new(fd)))
     }
 
+    /// A descriptor that an earlier process of this program opened, with all that was granted through it.
+    #[must_use]
+    pub fn from_kept(fd: OwnedFd) -> Self {
+        Self(Arc::new(fd))
+    }
+
+    /// Maps again what was granted through this descriptor. The pages have the content that they had.
+    ///
+    /// # Errors
+    /// Nothing of that size was granted there.
+    pub fn map_again(
+        &self,
+        domid: DomId,
+        index: u64,
+        refs: Vec<u32>,
+    ) -> Result<(WriteMemory, Grant), XenError> {
+        let pages = refs.len();
+        let memory = retry_mmap(|| WriteMemory::map_at(&self.0, index, pages * PAGE_BYTES));
+        let memory = memory.map_err(|errno| {
+            let doing = format!("map {pages} pages again that were granted to domain {domid}");
+            XenError::new(
+                doing,
+                errno,
+                "the descriptor is not the one that granted them",
+            )
+        })?;
+        let device = self.clone();
+        Ok((
+            memory,
+            Grant {
+                device,
+                domid,
+                index,
+                refs,
+            },
+        ))
+    }
+
     /// Grants fresh zeroed pages to `domid` and maps them here.
     ///
     /// # Errors
@@ -107,6 +145,12 @@ impl Grant {
     #[must_use]
     pub fn refs(&self) -> &[u32] {
         &self.refs
+    }
+
+    /// Where the pages are in the device's file.
+    #[must_use]
+    pub fn index(&self) -> u64 {
+        self.index
     }
 
     /// When this process dies (and nobody else holds the device open): clears a byte of the pages and

@@ -6,17 +6,16 @@
 //! grant that is mapped cannot be taken back, so a new one for each connection would be a leak that a
 //! guest drives.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::descriptor::{Descriptor, STATE, path};
+use super::descriptor::Descriptor;
 use super::evtchn::EventChannel;
 use super::gntalloc::{Access, Gntalloc, Grant};
-use super::xenstore::Xenstore;
-use super::xenstore_wire::Permission;
-use super::{DOM0, DomId, XenError};
+use super::keepsake::Keepsake;
+use super::{DomId, XenError};
 use crate::frame::{Frame, FrameAssembler, FrameFault};
 use crate::ledger::Limits;
 use crate::log_view::LogInfo;
@@ -25,6 +24,16 @@ use crate::raw::{PAGE_BYTES, WriteMemory};
 use crate::vchan::{
     self, GRANTED_ORDER_MAX, ORDER_MIN, Peer, RingConsumer, SERVER_LIVE, WaitFlag, channel_bytes,
 };
+
+/// What an earlier process of the broker has left of a guest.
+pub struct Kept {
+    /// The numbers.
+    pub keepsake: Keepsake,
+    /// Of gntalloc.
+    pub grants: OwnedFd,
+    /// Of evtchn.
+    pub events: OwnedFd,
+}
 
 /// A guest as the broker sees it.
 pub struct Guest {
@@ -35,6 +44,7 @@ pub struct Guest {
     /// `None` from a fault on, until the guest has let go of the ring.
     channel: Option<Channel>,
     events: EventChannel,
+    gntalloc: Gntalloc,
     ring_grant: Grant,
     mirror_grant: Grant,
 }
@@ -76,6 +86,7 @@ impl Guest {
             ring_memory: Arc::new(ring_memory),
             channel: None,
             events,
+            gntalloc,
             ring_grant,
             mirror_grant,
         };
@@ -83,13 +94,86 @@ impl Guest {
         Ok((guest, mirror))
     }
 
-    /// Tells the guest where everything is, in one transaction. To be called when the domain exists:
-    /// xenstored ignores permissions for one that does not.
+    /// Goes on with what an earlier process of the broker granted, on the same pages. Its channel is closed, so that a
+    /// process of the guest that uses it connects anew, to an empty ring.
     ///
     /// # Errors
-    /// xenstored refuses or does not answer.
-    pub fn publish(&self, store: &mut Xenstore, info: &LogInfo, twin: u8) -> Result<(), XenError> {
-        let descriptor = Descriptor {
+    /// The descriptors are not those that the keepsake speaks of, or the mirror is too small for `limits`; what was granted
+    /// goes with them then.
+    pub fn readmit(kept: Kept, limits: &Limits) -> Result<(Self, WriteMemory), XenError> {
+        let Keepsake {
+            domid, ring_order, ..
+        } = kept.keepsake;
+        let needed = region_bytes(limits).div_ceil(PAGE_BYTES);
+        let granted = kept.keepsake.mirror_refs.len();
+        if granted < needed {
+            let doing = format!("use the {granted} pages that domain {domid} was granted before");
+            let remedy = "the log is larger now; fresh pages are granted";
+            let error = XenError::new(doing, Errno::ENOSPC, remedy);
+            return Err(error.with_value("pages needed", needed.to_string()));
+        }
+        let gntalloc = Gntalloc::from_kept(kept.grants);
+        let events = EventChannel::from_kept(kept.events, domid, kept.keepsake.port);
+        let Keepsake {
+            ring_index,
+            ring_refs,
+            mirror_index,
+            mirror_refs,
+            ..
+        } = kept.keepsake;
+        let (ring_memory, ring_grant) = gntalloc.map_again(domid, ring_index, ring_refs)?;
+        let (mirror, mirror_grant) = gntalloc.map_again(domid, mirror_index, mirror_refs)?;
+        let mut guest = Self {
+            domid,
+            ring_order,
+            limits: limits.clone(),
+            ring_memory: Arc::new(ring_memory),
+            channel: None,
+            events,
+            gntalloc,
+            ring_grant,
+            mirror_grant,
+        };
+        vchan::close_server(&guest.ring_memory);
+        guest.events.ring();
+        if guest.peer() != Peer::Up {
+            guest.renew();
+        }
+        Ok((guest, mirror))
+    }
+
+    /// What a successor needs: numbers, and the descriptors `grants` and `events`.
+    #[must_use]
+    pub fn keepsake(&self, twin: u8) -> Keepsake {
+        Keepsake {
+            twin,
+            domid: self.domid,
+            port: self.events.port(),
+            ring_order: self.ring_order,
+            ring_index: self.ring_grant.index(),
+            ring_refs: self.ring_grant.refs().to_vec(),
+            mirror_index: self.mirror_grant.index(),
+            mirror_refs: self.mirror_grant.refs().to_vec(),
+        }
+    }
+
+    /// The descriptor that all was granted through.
+    #[must_use]
+    pub fn grants(&self) -> BorrowedFd<'_> {
+        self.gntalloc.as_fd()
+    }
+
+    /// Pages that this guest was granted.
+    #[must_use]
+    pub fn granted_pages(&self) -> usize {
+        self.ring_grant.refs().len() + self.mirror_grant.refs().len()
+    }
+
+    /// What the guest has to know. To be published when the domain exists: xenstored ignores permissions for one that does
+    /// not.
+    #[must_use]
+    pub fn descriptor(&self, info: &LogInfo, twin: u8) -> Descriptor {
+        Descriptor {
             epoch: info.epoch,
             cluster_tag: info.cluster_tag,
             host: info.host,
@@ -97,27 +181,7 @@ impl Guest {
             ring_ref: self.ring_grant.refs()[0],
             event_channel: self.events.port(),
             mirror_refs: self.mirror_grant.refs().to_vec(),
-        };
-        let base = path(self.domid);
-        let readable = [Permission::None(DOM0), Permission::Read(self.domid)];
-        store.transaction(|transaction| {
-            transaction.remove(&base)?;
-            for (name, value) in descriptor.encode() {
-                let node = format!("{base}/{name}");
-                transaction.write(&node, value.as_bytes())?;
-                transaction.set_permissions(&node, &readable)?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Takes away what `publish` wrote, when the domain is gone. Dropping the guest gives its pages
-    /// back.
-    ///
-    /// # Errors
-    /// xenstored refuses or does not answer.
-    pub fn withdraw(&self, store: &mut Xenstore) -> Result<(), XenError> {
-        store.remove(&path(self.domid))
+        }
     }
 
     /// The domain.
@@ -138,20 +202,14 @@ impl Guest {
         self.channel.is_some()
     }
 
-    /// Closes the channel after a fault, and tells the guest why as far as xenstore takes it. It stays
-    /// closed until the guest lets go of the ring and `renew` is called.
-    ///
-    /// # Errors
-    /// xenstored refuses or does not answer; the channel is closed all the same.
-    pub fn close(&mut self, store: &mut Xenstore, reason: &str) -> Result<(), XenError> {
+    /// Closes the channel. It stays closed until the guest lets go of the ring and `renew` is called.
+    pub fn close(&mut self) {
         self.channel = None;
         self.events.ring();
-        let node = format!("{}/{STATE}", path(self.domid));
-        store.write(&node, format!("closed: {reason}").as_bytes())
     }
 
     /// Prepares the ring for the guest's next process: on the same pages, empty. To be called when
-    /// `peer` says that the last one is gone; after a `close`, followed by `publish`.
+    /// `peer` says that the last one is gone.
     pub fn renew(&mut self) {
         self.channel = None;
         vchan::reset(&self.ring_memory, self.ring_order);

@@ -12,6 +12,7 @@ pub mod gntalloc;
 pub mod gntdev;
 pub mod guest;
 mod ioctl;
+pub mod keepsake;
 pub mod xenstore;
 pub mod xenstore_wire;
 

@@ -1,0 +1,192 @@
+//! Two guests with installed replicas, N = 1 and m = 2, and a client in dom0 that goes through the whole protocol.
+
+use std::process::Command;
+
+use serde_json::Value;
+use twinbft_postbox::transport::xen::xenstore::Xenstore;
+
+use crate::grants::{frames, granted};
+use crate::guests::Guest;
+use crate::library::tell_references;
+use crate::supervisor::Broker;
+use crate::{await_some, result, say};
+
+const CLUSTER: &str = "/var/lib/twinbft";
+
+/// All of it.
+pub fn run() {
+    let before = granted();
+    let config = format!("{CLUSTER}/cluster.toml");
+    let socket = format!("{CLUSTER}/run/h0/broker.sock");
+    let mut broker = Broker::start("main", &socket, &["--config", &config, "--host", "0"]);
+    let mut store = Xenstore::open().expect("xenstored runs");
+    let mut zero = Guest::create("twin-0", "twin", 0, "");
+    let mut one = Guest::create("twin-1", "twin", 1, "");
+    result(
+        broker.await_connected(2),
+        "dom0: both replicas have connected by the name of their guests",
+    );
+    tell_references(&mut store, &zero, &one);
+    check(
+        put("colour", "green"),
+        "a client writes through the whole protocol",
+    );
+    check(got("colour", "green"), "a client reads it");
+    await_some("both agents have said all", || {
+        let heard = zero.hear(&mut store);
+        (one.hear(&mut store) && heard).then_some(())
+    });
+
+    check_doctor();
+
+    kill_broker(&mut broker);
+    reboot(&broker, &mut store, &mut one);
+
+    let watchdogs = broker.watchdogs();
+    result(
+        watchdogs > 0,
+        &format!("dom0: the broker gave {watchdogs} signs of life"),
+    );
+    zero.destroy();
+    one.destroy();
+    let after = await_some("all pages are given back", || {
+        let now = granted();
+        (now == before).then_some(now)
+    });
+    result(
+        after.is_some(),
+        &format!(
+            "dom0: no grant is leaked by the replicas' guests, over a broker's death and a reboot: {before} before, {} after",
+            after.unwrap_or_else(granted)
+        ),
+    );
+    result(broker.stop(), "dom0: SIGTERM ends the broker in order");
+    say(&frames());
+}
+
+fn check(good: Result<(), String>, text: &str) {
+    match good {
+        Ok(()) => result(true, &format!("dom0: {text}")),
+        Err(error) => result(false, &format!("dom0: {text}: {error}")),
+    }
+}
+
+/// Of this dom0; the agents ask that of their guests.
+fn check_doctor() {
+    let output = Command::new("/usr/bin/twinbft")
+        .args(["doctor", "--config", CLUSTER, "--host", "0"])
+        .output();
+    let (fit, said) = match output {
+        Ok(output) => (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        ),
+        Err(error) => (false, error.to_string()),
+    };
+    for line in said.lines() {
+        say(line);
+    }
+    let knows =
+        said.contains("xsm=silo") && said.contains("Xen 4.17") && said.contains("allows 65536");
+    result(
+        fit && knows,
+        "dom0: twinbft doctor says that this dom0 is fit, and knows Xen's version, policy and limits",
+    );
+}
+
+/// `twinbft kv`, until it succeeds or nothing more is to be expected.
+fn kv(arguments: &[&str]) -> Result<String, String> {
+    let mut last = String::new();
+    let done = await_some("the cluster answers", || {
+        let output = Command::new("/usr/bin/twinbft")
+            .arg("kv")
+            .args(arguments)
+            .args(["--config", CLUSTER, "--timeout-ms", "20000"])
+            .output()
+            .ok()?;
+        if output.status.success() {
+            return Some(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        }
+        last = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        None
+    });
+    done.ok_or(last)
+}
+
+fn put(key: &str, value: &str) -> Result<(), String> {
+    kv(&["put", key, value]).map(|revision| say(&format!("put {key}: revision {revision}")))
+}
+
+fn got(key: &str, value: &str) -> Result<(), String> {
+    match kv(&["get", key])? {
+        found if found == value => Ok(()),
+        found => Err(format!("it reads {found:?}")),
+    }
+}
+
+fn number(status: &Value, name: &str) -> u64 {
+    status[name].as_u64().unwrap_or(0)
+}
+
+/// Log and epoch, and the pages of all guests, outlive the process.
+fn kill_broker(broker: &mut Broker) {
+    let (status, pages) = (broker.status(), granted());
+    broker.kill_and_restart();
+    let after = broker.status();
+    let same_epoch = number(&status, "epoch") == number(&after, "epoch");
+    let whole = number(&after, "tail") >= number(&status, "tail") && number(&status, "tail") > 0;
+    let next = number(&after, "generation") == number(&status, "generation") + 1;
+    result(
+        same_epoch && whole && next,
+        &format!(
+            "dom0: SIGKILL of the broker keeps log and epoch: epoch {} and {}, tail {} and {}, generation {} and {}",
+            status["epoch"],
+            after["epoch"],
+            status["tail"],
+            after["tail"],
+            status["generation"],
+            after["generation"]
+        ),
+    );
+    let now = granted();
+    result(
+        now == pages,
+        &format!("dom0: the new process grants nothing anew: {pages} pages before, {now} after"),
+    );
+    result(
+        broker.await_connected(2),
+        "dom0: both replicas come back to it on their pages",
+    );
+    check(
+        got("colour", "green"),
+        "what was written before the broker's death is there",
+    );
+    check(put("city", "Lisboa"), "and a client writes on");
+}
+
+/// A guest reboots by itself.
+fn reboot(broker: &Broker, store: &mut Xenstore, one: &mut Guest) {
+    let before = one.domid;
+    one.tell(store, "e2e-reboot", "1");
+    let rebooted = one.await_reboot();
+    result(
+        rebooted && broker.await_connected(2),
+        &format!(
+            "dom0: twin-1 reboots: domain {before} is {} now, and its replica is connected",
+            one.domid
+        ),
+    );
+    check(
+        got("city", "Lisboa"),
+        "after the guest's reboot the cluster answers: its replica has rejoined",
+    );
+    check(put("colour", "blue"), "and takes a write");
+    let texts = broker.events("guest");
+    let gone = texts
+        .iter()
+        .any(|text| text.contains(&format!("(domain {before}) is gone")));
+    result(
+        gone,
+        "dom0: the broker has given back the pages of the guest's earlier domain",
+    );
+}

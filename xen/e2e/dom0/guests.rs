@@ -1,0 +1,98 @@
+//! Guests: made, destroyed, asked.
+
+use std::process::Command;
+
+use twinbft_postbox::transport::xen::DomId;
+use twinbft_postbox::transport::xen::xenstore::Xenstore;
+
+use crate::{await_some, result, say};
+
+/// A guest by its name, whatever its number is.
+pub struct Guest {
+    pub name: String,
+    pub domid: DomId,
+    /// Lines that it has said so far.
+    told: usize,
+    ended: bool,
+}
+
+impl Guest {
+    /// `xl create`; `extra` goes onto the kernel's command line.
+    pub fn create(name: &str, kind: &str, twin: u8, extra: &str) -> Self {
+        let template =
+            std::fs::read_to_string(format!("/etc/xen/{kind}.cfg")).expect("it is there");
+        let config = template
+            .replace("@NAME@", name)
+            .replace("@TWIN@", &twin.to_string())
+            .replace("@EXTRA@", extra);
+        let path = format!("/tmp/{name}.cfg");
+        std::fs::write(&path, config).expect("there is room");
+        let status = Command::new("/bin/xl")
+            .args(["create", "-q", &path])
+            .status();
+        say(&format!("xl create {name}: {status:?}"));
+        let domid = domid(name).unwrap_or(0);
+        Self {
+            name: name.to_owned(),
+            domid,
+            told: 0,
+            ended: false,
+        }
+    }
+
+    pub fn destroy(&self) {
+        let status = Command::new("/bin/xl")
+            .args(["destroy", &self.name])
+            .status();
+        say(&format!("xl destroy {}: {status:?}", self.name));
+    }
+
+    /// Waits until a guest of this name has another number.
+    pub fn await_reboot(&mut self) -> bool {
+        let before = self.domid;
+        let new = await_some("the guest has another number", || {
+            domid(&self.name).filter(|domid| *domid != before)
+        });
+        self.domid = new.unwrap_or(before);
+        self.told = 0;
+        self.ended = false;
+        new.is_some()
+    }
+
+    /// Writes below the guest's own `data`.
+    pub fn tell(&self, store: &mut Xenstore, name: &str, value: &str) {
+        let node = self.data(name);
+        store.write(&node, value.as_bytes()).expect("written");
+    }
+
+    fn data(&self, name: &str) -> String {
+        format!("/local/domain/{}/data/{name}", self.domid)
+    }
+
+    /// Passes on what the guest has said since. Answers whether it has said all.
+    pub fn hear(&mut self, store: &mut Xenstore) -> bool {
+        while !self.ended {
+            let Ok(Some(line)) = store.read(&self.data(&format!("e2e-{}", self.told))) else {
+                break;
+            };
+            self.told += 1;
+            let line = String::from_utf8_lossy(&line).into_owned();
+            match line.split_once(' ') {
+                Some(("PASS", text)) => result(true, &format!("{}: {text}", self.name)),
+                Some(("FAIL", text)) => result(false, &format!("{}: {text}", self.name)),
+                _ if line == "end" => self.ended = true,
+                _ => say(&line),
+            }
+        }
+        self.ended
+    }
+}
+
+/// The number of a guest that runs.
+pub fn domid(name: &str) -> Option<DomId> {
+    let output = Command::new("/bin/xl")
+        .args(["domid", name])
+        .output()
+        .ok()?;
+    String::from_utf8_lossy(&output.stdout).trim().parse().ok()
+}
