@@ -7,6 +7,7 @@ pub mod check;
 pub mod completion;
 pub mod control;
 pub mod demo;
+pub mod doctor;
 pub mod down;
 pub mod evidence;
 pub mod guard;
