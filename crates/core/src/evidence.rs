@@ -45,6 +45,8 @@ pub enum EventKind {
     Quarantined,
     /// `q` twins listen to it again.
     Readmitted,
+    /// The host goes on from what its disks hold, because an operator has ordered it (protocol.md 8); up to this slot.
+    ByOrder,
     /// An entry that no correct twin would post, whatever it received.
     Invalid {
         /// What is wrong with it.
@@ -77,6 +79,7 @@ impl EventKind {
             Self::Mute => "mute",
             Self::Quarantined => "quarantined",
             Self::Readmitted => "readmitted",
+            Self::ByOrder => "by-order",
             Self::Invalid { .. } => "invalid",
             Self::BadClient { .. } => "bad-client",
         }

@@ -99,6 +99,14 @@ fn digests(kind: &EventKind) -> (Option<String>, Option<String>, Option<String>)
             None,
         ),
         EventKind::Mute | EventKind::Quarantined | EventKind::Readmitted => (None, None, None),
+        EventKind::ByOrder => (
+            Some(
+                "an operator ordered the host to go on from what its disks hold; recover.log says who and why"
+                    .to_owned(),
+            ),
+            None,
+            None,
+        ),
         EventKind::Invalid { problem } => (Some((*problem).to_owned()), None, None),
         EventKind::BadClient { client_key } => {
             (Some(format!("client key {client_key}")), None, None)

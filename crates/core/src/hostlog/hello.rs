@@ -108,6 +108,13 @@ impl HostLog {
         out.push(Decision::Opened);
     }
 
+    /// Whether this host is the primary of its view and may decide nothing in it (8): it wishes above it.
+    #[must_use]
+    pub fn is_silent_primary(&self) -> bool {
+        let is_installed = self.fenced_to <= self.installed && !self.is_opening();
+        is_installed && self.is_silent_in(self.installed)
+    }
+
     /// 8: up to the highest view that any HELLO named, the host decides nothing as its primary: what it had decided there
     /// may be forgotten.
     pub(super) fn is_silent_in(&self, view: View) -> bool {

@@ -418,7 +418,10 @@ impl Replica {
         if self.log.forgotten().is_some() {
             return Some(self.amnesia.ask_at_us);
         }
-        let ask_at_us = self.amnesia.waiting?;
-        (!self.is_forgetful()).then_some(ask_at_us)
+        let waiting = self.amnesia.waiting?;
+        (!self.is_forgetful()).then(|| match self.claim_deadline() {
+            Some(at_us) => waiting.min(at_us),
+            None => waiting,
+        })
     }
 }

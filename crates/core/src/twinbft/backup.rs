@@ -155,6 +155,9 @@ impl Replica {
         if self.config.shape.primary(view) != order.certificate.signed.host {
             return Err(PeerFault::NotPrimary { from });
         }
+        if self.log.is_opening() {
+            return self.note_claimed(from, &order.certificate);
+        }
         if self.log.live_view() != Some(view) {
             if view > self.log.current_view() {
                 self.verify(from, &order.certificate)?;

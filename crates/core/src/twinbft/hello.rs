@@ -1,9 +1,22 @@
 //! The host's log was lost: each twin says what it remembers, and the host goes on from that (protocol.md 8, HELLO).
 
-use twinbft_types::{Digest, Entry, HelloState, HostId, Incarnation, Slot, Statement, View};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use twinbft_types::wire::PeerMessage;
+use twinbft_types::{
+    Certificate, Digest, Entry, HelloState, HostId, Incarnation, ReplicaId, RequestRef, Slot,
+    Statement, TwinId, View,
+};
 
 use super::Replica;
-use crate::io::Effects;
+use crate::evidence::{Event, EventKind};
+use crate::fault::PeerFault;
+use crate::io::{Effect, Effects};
+use crate::record::Record;
+
+/// The end of a log, and the view that it was accepted in.
+type End = (View, Slot, Digest);
 
 impl Replica {
     /// What this twin's write-ahead log and checkpoint say of the epoch before: nothing lower than what the host had.
@@ -105,6 +118,9 @@ impl Replica {
             self.repeat_accusations(out);
         }
         let me = self.config.twin();
+        if self.recovery.remembers() {
+            self.poll_raise(out);
+        }
         let mut claim = if self.recovery.remembers() {
             self.claim()
         } else if let Some(claim) = self.claim_of_siblings() {
@@ -131,10 +147,141 @@ impl Replica {
         self.poll_doubt(out);
     }
 
+    /// Its own slots of the write-ahead log: a sibling that is behind fetches them, and what this one lacks joins them.
+    pub(super) fn take_over_claim(&mut self) {
+        if self.recovery.remembers() {
+            let claim = self.claim();
+            self.take_over_chain(claim.accepted, claim.history);
+        }
+    }
+
+    /// The highest claim of a sibling, when it is above this twin's own.
+    fn higher_claim(&self) -> Option<(TwinId, End)> {
+        let (me, own) = (self.config.twin(), self.claim());
+        let siblings = self.log.hellos().filter(|(twin, _)| *twin != me);
+        let claims = siblings.map(|(twin, hello)| {
+            let end = (hello.last_normal, hello.accepted, hello.history);
+            (twin, end)
+        });
+        let highest = claims.max_by_key(|(_, (view, slot, _))| (*view, *slot));
+        highest.filter(|(_, (view, slot, _))| (*view, *slot) > (own.last_normal, own.accepted))
+    }
+
+    /// 8: one that is behind catches up only on another host's ORDER certificate, or, for its own host's ORDERs, on the checks of
+    /// an ENDORSE, and says HELLO again. Its sibling has that certificate in its write-ahead log: it vouches for what its
+    /// batch extends, too (4.5), so the slots below come by the hash chain.
+    fn poll_raise(&mut self, out: &mut Effects) {
+        let Some((sibling, end)) = self.higher_claim() else {
+            return;
+        };
+        let (view, slot, history) = end;
+        let is_own = self.config.shape.primary(view) == self.config.host();
+        if !is_own && self.recovery.vouched() != Some(end) {
+            if self.recovery.may_ask(self.now.mono_us) {
+                let to = ReplicaId {
+                    host: self.config.host(),
+                    twin: sibling,
+                };
+                let (first, last) = (slot, slot);
+                let message = Arc::new(PeerMessage::FetchSlots { first, last });
+                out.push(Effect::Send { to, message });
+            }
+            return;
+        }
+        if !self.hold(slot, history, out) {
+            return;
+        }
+        if !self.owns(slot, history) {
+            self.join_chain((slot, history));
+        }
+        if is_own && !self.endorses_up_to(slot) {
+            return;
+        }
+        let promise = Entry::Accept {
+            view,
+            slot,
+            history,
+        };
+        out.push(Effect::Persist(Record::Promise(promise.clone())));
+        self.recovery.note_raised(promise);
+    }
+
+    /// 8: what this host has ordered and this twin does not remember passes the checks of an ENDORSE, but for the clock:
+    /// bodies are authentic because their clients have sent them here again, as they do until they are answered.
+    fn endorses_up_to(&self, last: Slot) -> bool {
+        let own = self.claim();
+        if self.history_of(own.accepted) != Some(own.history) {
+            return false;
+        }
+        let mut before_us = self.timestamp_of(own.accepted);
+        let mut seen = BTreeSet::new();
+        let mut slots = self.slots.iter_from(own.accepted.next());
+        slots
+            .by_ref()
+            .take_while(|(slot, _)| *slot <= last)
+            .all(|(_, data)| {
+                let is_later = data.timestamp_us > before_us;
+                before_us = data.timestamp_us;
+                let is_authentic = |r: &RequestRef| self.pool.find(r).is_some();
+                let distinct = data.requests.iter().all(|r| seen.insert((r.client, r.seq)));
+                is_later && distinct && data.requests.iter().all(is_authentic)
+            })
+    }
+
+    /// When the certificate that vouches for a sibling's claim is asked for again.
+    pub(super) fn claim_deadline(&self) -> Option<u64> {
+        let (_, end) = self.higher_claim().filter(|_| self.recovery.remembers())?;
+        let is_own = self.config.shape.primary(end.0) == self.config.host();
+        (!is_own && self.recovery.vouched() != Some(end)).then(|| self.recovery.ask_at_us())
+    }
+
+    /// An ORDER of another host, while this host waits for HELLOs: it vouches for what a sibling claims.
+    pub(super) fn note_claimed(
+        &mut self,
+        from: ReplicaId,
+        certificate: &Certificate,
+    ) -> Result<(), PeerFault> {
+        let signed = self.verify(from, certificate)?;
+        let Statement::Order {
+            view,
+            slot,
+            history,
+        } = signed.statement
+        else {
+            return Ok(());
+        };
+        let end = (view, slot, history);
+        if self.higher_claim().is_some_and(|(_, claim)| claim == end) {
+            self.recovery.note_vouched(end);
+        }
+        Ok(())
+    }
+
+    /// A sibling that waits for HELLOs, too, wants the ORDER that this twin's claim rests on.
+    pub(super) fn handle_claim_asked(&mut self, from: ReplicaId, slot: Slot, out: &mut Effects) {
+        let quorum = self.config.shape.twin_quorum();
+        let order = self
+            .slots
+            .get_mut(slot)
+            .and_then(|data| data.order(slot, quorum));
+        if let Some(message) = order {
+            out.push(Effect::Send { to: from, message });
+        }
+    }
+
     /// The host goes on in the new epoch. What a HELLO raised is committed only by what comes now.
     pub(super) fn handle_opened(&mut self, out: &mut Effects) {
         self.adopt_log(out);
+        self.rebuild_in_log(self.log.accepted().0);
         let (slot, view) = (self.log.accepted().0, self.log.current_view());
         self.commit.reopen(view, slot);
+        if self.recovery.is_ordered() {
+            out.push(Effect::Evidence(Event {
+                host: self.config.host(),
+                twin: None,
+                slot: Some(slot),
+                kind: EventKind::ByOrder,
+            }));
+        }
     }
 }

@@ -383,10 +383,25 @@ impl Replica {
                 | PeerMessage::Chunk(_)
         );
         let is_sibling = from.host == self.config.host();
-        if (is_sibling && !verifies_itself) || !self.config.shape.contains(from) {
+        // 8: while the host waits for HELLOs, one that is behind catches up on another host's ORDER.
+        let is_of_claim = matches!(
+            message,
+            PeerMessage::Order(_) | PeerMessage::FetchSlots { .. }
+        );
+        if (is_sibling && !verifies_itself && !is_of_claim) || !self.config.shape.contains(from) {
             return Err(PeerFault::NotAPeer { from });
         }
         match message {
+            PeerMessage::Order(_) | PeerMessage::FetchSlots { .. }
+                if is_sibling && !self.log.is_opening() =>
+            {
+                Ok(())
+            }
+            PeerMessage::Order(order) if is_sibling => self.note_claimed(from, &order.certificate),
+            PeerMessage::FetchSlots { first, .. } if is_sibling => {
+                self.handle_claim_asked(from, first, out);
+                Ok(())
+            }
             PeerMessage::Order(order) => self.handle_order(from, order, out),
             PeerMessage::FetchSlots { first, last } => self.handle_fetch(from, first, last, out),
             PeerMessage::FetchSlotResult { slot, history } => {

@@ -26,6 +26,8 @@ use crate::session::SessionTable;
 
 /// Posts that are held back at most; the oldest give way. They are signatures and results, which are asked for again.
 const HELD_MAX: usize = 4096;
+/// What vouches for a sibling's claim is asked for again after so long.
+const ASK_EVERY_US: u64 = 50_000;
 /// Results of slots before the last accepted ones are posted again only when a sibling waits for them.
 const RESULTS_AGAIN: u64 = 16;
 
@@ -97,10 +99,16 @@ pub struct Recovery {
     is_new_epoch: bool,
     /// What the disk remembered.
     memory: Memory,
+    /// Whether an operator has ordered to believe what the disks hold.
+    is_ordered: bool,
     /// Whether this twin, which remembers nothing, is to say what its siblings say.
     follows: bool,
     /// The HELLO that was posted last.
     hello: Option<HelloState>,
+    /// A sibling's claim for which another host's certificate vouches.
+    vouched: Option<(View, Slot, Digest)>,
+    /// When that certificate is asked for again.
+    ask_at_us: u64,
     /// The last install in the write-ahead log.
     installed: Option<(View, Slot, Digest)>,
     /// Slots of the write-ahead log, by number and history: of one number several may have been voted for.
@@ -152,7 +160,13 @@ impl Recovery {
             self.memory = Memory::Unsure;
         }
         self.remembers &= !is_unsure || *is_ordered;
+        self.is_ordered = *is_ordered;
         self.follows = *is_ordered && !self.remembers;
+    }
+
+    /// Whether an operator has ordered to believe what the disks hold.
+    pub const fn is_ordered(&self) -> bool {
+        self.is_ordered
     }
 
     /// What the disk remembered.
@@ -189,6 +203,34 @@ impl Recovery {
 
     pub const fn hello(&self) -> Option<&HelloState> {
         self.hello.as_ref()
+    }
+
+    /// A sibling's claim for which another host's certificate vouches.
+    pub const fn vouched(&self) -> Option<(View, Slot, Digest)> {
+        self.vouched
+    }
+
+    pub const fn note_vouched(&mut self, end: (View, Slot, Digest)) {
+        self.vouched = Some(end);
+    }
+
+    /// What a sibling claims is promised here, too.
+    pub fn note_raised(&mut self, promise: Entry) {
+        self.promises.push(promise);
+    }
+
+    /// Whether a sibling is to be asked now for what vouches for its claim.
+    pub const fn may_ask(&mut self, now_us: u64) -> bool {
+        let is_due = self.ask_at_us <= now_us;
+        if is_due {
+            self.ask_at_us = now_us + ASK_EVERY_US;
+        }
+        is_due
+    }
+
+    /// When it is asked again, while it is of use.
+    pub const fn ask_at_us(&self) -> u64 {
+        self.ask_at_us
     }
 
     pub fn note_hello(&mut self, hello: HelloState) {
@@ -524,7 +566,10 @@ impl Replica {
                             | PeerMessage::Chain(_)
                             | PeerMessage::Chunk(_)
                     );
-                    if promises_nothing && !replaying {
+                    // Another host's ORDER, for a sibling that waits for HELLOs.
+                    let passes_on =
+                        matches!(*message, PeerMessage::Order(_)) && to.host == self.config.host();
+                    if (promises_nothing || passes_on) && !replaying {
                         out.push(Effect::Send { to, message });
                     }
                 }
@@ -563,6 +608,10 @@ impl Replica {
         {
             self.recovery.phase = Phase::Opening;
             self.own.begin(self.log.entries_of(self.config.twin()));
+            if self.log.is_opening() {
+                // 8: before anything is said.
+                self.take_over_claim();
+            }
         }
         if matches!(self.recovery.phase, Phase::Opening | Phase::Asking) {
             if self.log.is_opening() {

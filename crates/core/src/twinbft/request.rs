@@ -46,8 +46,12 @@ impl Replica {
                 refuse(out, Refusal::SessionExpired);
                 return Err(PeerFault::SessionExpired { key: client.key });
             }
-            // A correct client may be ahead of a twin that lags, by one window at most.
-            Standing::Early if self.is_far_ahead(client, seq) || !self.is_known_session(client) => {
+            // A correct client may be ahead of a twin that lags, by one window at most; or of one that starts again and knows
+            // no session yet.
+            Standing::Early
+                if !self.log.is_opening()
+                    && (self.is_far_ahead(client, seq) || !self.is_known_session(client)) =>
+            {
                 refuse(out, Refusal::OutsideWindow);
                 return Err(PeerFault::OutsideWindow { key: client.key });
             }

@@ -104,6 +104,13 @@ impl Replica {
         let now_us = self.now.mono_us;
         let patience = self.patience_us();
         let is_over = |since: u64| since + patience <= now_us;
+        // 8: who has come back by HELLO decides nothing in its old view, and wishes above it. With one host or two nobody
+        // else would.
+        if self.log.is_silent_primary() {
+            self.suspicion.good_since_us = now_us;
+            self.wish(current.next(), out);
+            return;
+        }
         let mut waits = self.waiting_since().is_some_and(is_over);
         if waits {
             self.drop_stale_forwards();

@@ -40,6 +40,7 @@ pub fn check_event(event: &Event, byzantine: &BTreeSet<ReplicaId>) -> Result<(),
         EventKind::Divergence { .. }
         | EventKind::Mute
         | EventKind::Readmitted
+        | EventKind::ByOrder
         | EventKind::BadClient { .. } => Ok(()),
     }
 }

@@ -610,6 +610,7 @@ impl World {
             | EventKind::Mute
             | EventKind::Quarantined
             | EventKind::Readmitted
+            | EventKind::ByOrder
             | EventKind::Invalid { .. }
             | EventKind::BadClient { .. } => {}
         }

@@ -9,6 +9,8 @@ mod network;
 mod people;
 mod postbox;
 #[cfg(test)]
+mod power_tests;
+#[cfg(test)]
 mod script_tests;
 
 use rand::{RngExt, SeedableRng};
