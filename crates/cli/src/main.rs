@@ -45,6 +45,7 @@ enum Command {
     Readmit(cmd::readmit::Args),
     Guard(cmd::guard::Args),
     Audit(cmd::audit::Args),
+    Recover(cmd::recover::Args),
     Kv(cmd::kv::KvArgs),
     Bench(cmd::bench::BenchArgs),
     #[command(hide = true)]
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
         Command::Guard(args) => cmd::guard::run(&args),
         Command::Readmit(args) => cmd::readmit::run(&args),
         Command::Audit(args) => cmd::audit::run(&args),
+        Command::Recover(args) => cmd::recover::run(&args),
         Command::Kv(args) => cmd::kv::block_on(cmd::kv::run(args)),
         Command::Bench(args) => cmd::kv::block_on(cmd::bench::run(args)),
         Command::BenchServer(args) => cmd::kv::block_on(cmd::bench::server::run(args)),

@@ -6,63 +6,11 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use common::daemons::build_daemons;
 use common::{stderr, stdout, twinbft};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-
-/// What is built for these tests: the replica here can be told to lie.
-const BUILD: [&str; 7] = [
-    "--locked",
-    "--bin",
-    "postbox-broker",
-    "--bin",
-    "twinbft-replica-doubles",
-    "--features",
-    "twinbft-replica/byzantine-doubles",
-];
-
-/// Whoever has just built [`BUILD`] says so in this variable.
-const IS_BUILT: &str = "TWINBFT_DOUBLES_BUILT";
-
-/// Builds the daemons, which other packages than this one make, beside the command under test.
-fn build_daemons() -> PathBuf {
-    let beside = Path::new(env!("CARGO_BIN_EXE_twinbft")).parent().unwrap();
-    let profile = match beside.file_name().unwrap().to_str().unwrap() {
-        "debug" => "dev",
-        other => other,
-    };
-    if std::env::var_os(IS_BUILT).is_some() {
-        return beside.to_owned();
-    }
-    // Not the one that cargo names to tests: with rustup, this one takes the toolchain of the tree.
-    let mut cargo = Command::new("cargo");
-    // What cargo says to this test about its package would make that build differ from one by hand: build scripts look
-    // at these variables, and would run again.
-    const ABOUT_THIS: [&str; 6] = [
-        "CARGO_PKG_",
-        "CARGO_MANIFEST_",
-        "CARGO_BIN_",
-        "CARGO_CRATE_",
-        "CARGO_CFG_",
-        "OUT_DIR",
-    ];
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if ABOUT_THIS.iter().any(|prefix| text.starts_with(prefix)) {
-            cargo.env_remove(name);
-        }
-    }
-    let built = cargo
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
-        .args(["build", "--profile", profile, "--target-dir"])
-        .arg(beside.parent().unwrap())
-        .args(BUILD)
-        .output()
-        .expect("cargo can be started");
-    assert!(built.status.success(), "{}", stderr(&built));
-    beside.to_owned()
-}
 
 /// A short demonstration; `extra` arguments.
 fn demo(extra: &[&str]) -> Command {

@@ -16,6 +16,7 @@ pub mod membership;
 pub mod metrics;
 pub mod net;
 pub mod node;
+pub mod order;
 pub mod progress;
 pub mod queues;
 pub mod service;

@@ -10,6 +10,7 @@ use twinbft_types::{Digest, Epoch, Position, ReplicaId};
 
 use crate::driver::Link;
 use crate::genesis::Genesis;
+use crate::order::Order;
 use crate::setup;
 use crate::storage::{Journal, Journaled, ReadError, Segments, Storage, is_same_boot};
 
@@ -32,6 +33,8 @@ pub struct Disk {
     base: Option<Base>,
     /// Whether the write-ahead log can have lost nothing that was revealed.
     is_whole: bool,
+    /// An operator's word that what is here is to be believed.
+    order: Option<Order>,
 }
 
 impl Disk {
@@ -47,6 +50,7 @@ impl Disk {
         found: Segments,
     ) -> anyhow::Result<(Self, Box<dyn Application>, Option<Journal>)> {
         let memory = Memory::find(config, data, found.records)?;
+        let order = Order::find(data, &config.cluster.id, me)?;
         let options = setup::service_options(config, data);
         if matches!(memory, Memory::Lost) {
             forget_service(&options)?;
@@ -57,6 +61,7 @@ impl Disk {
                 memory,
                 base: None,
                 is_whole: false,
+                order,
             };
             return Ok((disk, app, None));
         }
@@ -91,6 +96,7 @@ impl Disk {
         let disk = Self {
             memory,
             base,
+            order,
             is_whole: is_same_boot || config.storage.durability == Durability::Sync,
         };
         Ok((disk, app, Some(journal)))
@@ -108,6 +114,16 @@ impl Disk {
     ) -> anyhow::Result<Replica> {
         let epoch = core.epoch;
         let (mut is_new_epoch, mut is_unsure) = (false, false);
+        let is_ordered = match self.order {
+            Some(order) => order.use_in(epoch)?,
+            None => false,
+        };
+        if is_ordered {
+            tracing::warn!(
+                epoch = epoch.0,
+                "an operator has ordered to go on from what this host's disks hold (`twinbft recover`): promises may be missing"
+            );
+        }
         let records = match self.memory {
             Memory::Genesis(genesis) => {
                 let own = link.appender().map_or(0, |appender| appender.next_number());
@@ -131,7 +147,7 @@ impl Disk {
             } => {
                 is_new_epoch = joined != epoch;
                 is_unsure = !self.is_whole;
-                if is_new_epoch && is_unsure {
+                if is_new_epoch && is_unsure && !is_ordered {
                     tracing::warn!(
                         from = joined.0,
                         to = epoch.0,
@@ -158,7 +174,7 @@ impl Disk {
             log_state: state.map(|state| (Position(state.position), state.bytes.into())),
             is_new_epoch,
             is_unsure,
-            is_ordered: false,
+            is_ordered,
             nonce: Digest(rand::random()),
         };
         tracing::info!(

@@ -240,3 +240,55 @@ async fn a_wiped_host_comes_back_though_its_twins_die_meanwhile() {
     let end = write_until_it_is_back(&cluster, &client, 50, 1, 1).await;
     it_is_needed(&mut cluster, &client, 2, end).await;
 }
+
+/// A power failure in the whole room, and durability "group": nobody can say that it has all its promises, so nobody speaks.
+/// What is on the disks is whole here; an operator says so.
+#[tokio::test]
+async fn a_cluster_that_forgot_all_at_once_is_recovered_by_an_operator() {
+    let mut cluster = cluster(Durability::Group);
+    let before = client(&cluster).await;
+    write(&cluster, &before, 0, 40).await;
+    for host in 0..3 {
+        cluster.kill_host(host);
+        reboot(&cluster, host);
+    }
+    fs::remove_dir_all(cluster.layout.twin_data(1, 0)).expect("it was there");
+    for host in 0..3 {
+        cluster.start_host_again(host);
+    }
+    let memories = [
+        ["unsure", "unsure"],
+        ["lost", "unsure"],
+        ["unsure", "unsure"],
+    ];
+    for id in cluster.ids() {
+        let report = status(&cluster, id).await;
+        let memory = memories[usize::from(id.host.0)][usize::from(id.twin.0)];
+        assert_eq!(report["memory"], memory, "{report:#}");
+        assert!(
+            report["state"] == "has-forgotten" || report["state"] == "recovering",
+            "{report:#}"
+        );
+    }
+    // As `twinbft recover` writes it, for the hosts 0 and 1; the third comes back by itself.
+    for host in 0..3 {
+        cluster.kill_host(host);
+    }
+    for host in 0..2 {
+        for twin in 0..2 {
+            let text = format!(
+                "cluster {}\ntwin h{host}/t{twin}\nafter 1\nat 1\nby root\nreason a test\n",
+                cluster.config.cluster.id
+            );
+            let data = cluster.layout.twin_data(host, twin);
+            fs::write(data.join("recover"), text).expect("it is there");
+        }
+    }
+    for host in 0..3 {
+        cluster.start_host_again(host);
+    }
+    let after = client(&cluster).await;
+    write(&cluster, &after, 40, 20).await;
+    read(&cluster, &after, 60).await;
+    write_until_it_is_back(&cluster, &after, 60, 2, 1).await;
+}

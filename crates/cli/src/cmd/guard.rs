@@ -57,10 +57,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let mut guard = Guard::new(&cluster, args.admin)?;
     guard.only = args.host;
+    let whose = args
+        .host
+        .map_or_else(|| "all hosts".to_owned(), |host| format!("h{host}"));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     runtime.context("starting the runtime")?.block_on(async {
+        guard.begin().await;
+        eprintln!(
+            "twinbft: guarding the twins of {whose}; what was said of them before is history"
+        );
         tokio::select! {
             () = guard.watch(async |twin| run_command(command.clone(), twin).await) => {}
             interrupted = tokio::signal::ctrl_c() => interrupted.context("listening to Ctrl-C")?,
@@ -111,6 +118,13 @@ impl Guard {
             judge: Judge::new(shape),
             only: None,
         })
+    }
+
+    /// Looks for the first time.
+    async fn begin(&mut self) {
+        let asked = self.asker.ask_all().await;
+        let named = self.judge.look(&asked, Instant::now());
+        assert!(named.is_none(), "all of it is history");
     }
 
     /// Looks for ever, and has `restart` restart whoever must be.

@@ -16,6 +16,7 @@ pub mod keygen;
 pub mod kv;
 pub mod launch;
 pub mod readmit;
+pub mod recover;
 pub mod secret_file;
 pub mod status;
 pub mod up;

@@ -87,13 +87,13 @@ fn show(args: &Args, cluster: &Cluster, asked: &[Asked]) {
     }
 }
 
-fn shape(cluster: &Cluster) -> Shape {
+pub fn shape(cluster: &Cluster) -> Shape {
     Shape::new(cluster.config.host_count(), cluster.config.twin_count())
         .expect("the bounds of the file are those of the protocol")
 }
 
 /// Hosts of which `q` twins say that they run.
-fn live_hosts(cluster: &Cluster, asked: &[Asked]) -> Vec<u8> {
+pub fn live_hosts(cluster: &Cluster, asked: &[Asked]) -> Vec<u8> {
     let shape = shape(cluster);
     let runs = |host: u8| {
         let twins = asked

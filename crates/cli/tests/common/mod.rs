@@ -1,6 +1,7 @@
 //! What the tests of the command share.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod daemons;
 pub mod fakes;
 
 use std::path::{Path, PathBuf};
