@@ -12,6 +12,8 @@ mod postbox;
 mod power_tests;
 #[cfg(test)]
 mod script_tests;
+#[cfg(test)]
+mod section6_tests;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

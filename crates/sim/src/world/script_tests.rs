@@ -19,7 +19,7 @@ type Loses = Box<dyn Fn(u64, ReplicaId, ReplicaId, &PeerMessage) -> bool>;
 /// What is lost, and what was sent.
 #[derive(Default)]
 pub struct Script {
-    loses: Option<Loses>,
+    pub(super) loses: Option<Loses>,
     sent: BTreeMap<&'static str, u64>,
 }
 
@@ -52,7 +52,7 @@ fn kind(message: &PeerMessage) -> &'static str {
     }
 }
 
-fn keeps_alive(message: &PeerMessage) -> bool {
+pub(super) fn keeps_alive(message: &PeerMessage) -> bool {
     match message {
         PeerMessage::Order(_) => true,
         PeerMessage::Certificate(c) => matches!(c.signed.statement, Statement::Heartbeat { .. }),
@@ -61,7 +61,7 @@ fn keeps_alive(message: &PeerMessage) -> bool {
 }
 
 /// A cluster without chance: correct twins, a quick network, two clients.
-fn world(hosts: u8, twins: u8, operations: u32, depth: usize) -> World {
+pub(super) fn world(hosts: u8, twins: u8, operations: u32, depth: usize) -> World {
     World::new(plain(hosts, twins, operations, depth), Tracer::digesting())
 }
 
