@@ -10,6 +10,7 @@ use tracing_subscriber::EnvFilter;
 use twinbft_config::{ClusterConfig, Layout, MembershipError};
 use twinbft_replica::genesis::NeedsRecovery;
 use twinbft_replica::node::{self, NodeOptions};
+use twinbft_replica::storage::{ReadError, StorageError};
 use twinbft_types::ReplicaId;
 
 /// The configuration or the command line is wrong (sysexits.h: EX_USAGE).
@@ -100,7 +101,7 @@ pub fn main() -> ExitCode {
             if !tracing::enabled!(tracing::Level::ERROR) {
                 eprintln!("twinbft-replica: {error:#}");
             }
-            if error.is::<NeedsRecovery>() {
+            if error.is::<NeedsRecovery>() || is_damage(&error) {
                 ExitCode::from(EXIT_NEEDS_RECOVERY)
             } else if error.is::<MembershipError>() {
                 ExitCode::from(EXIT_CONFIG)
@@ -109,6 +110,18 @@ pub fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// Whether files of this twin are damaged, or somebody else's: starting again changes nothing.
+fn is_damage(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(
+            cause.downcast_ref(),
+            Some(StorageError::Read(
+                ReadError::Corrupt { .. } | ReadError::Foreign { .. }
+            ))
+        )
+    })
 }
 
 fn start_logging(arguments: &Arguments) -> Result<(), tracing_subscriber::filter::ParseError> {

@@ -2,9 +2,12 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use bytes::Bytes;
 use support::{Brokers, Cluster, PATIENCE};
-use twinbft_client::kv::KvClient;
+use twinbft_client::kv::{KvClient, KvError};
 use twinbft_client::{Client, ClientOptions};
 
 #[test]
@@ -79,6 +82,47 @@ async fn a_whole_cluster_comes_back_with_what_was_written() {
     let after = client(&cluster).await;
     write(&cluster, &after, 50, 40).await;
     read(&cluster, &after, 90).await;
+}
+
+/// All processes of a cluster are killed at once while eight sessions write: the twins of a host differ by what was under way.
+/// Every write ends without an error, and what was acknowledged before is there.
+#[tokio::test]
+async fn a_whole_cluster_killed_under_load_comes_back() {
+    const SESSIONS: u32 = 8;
+    const WRITES: u32 = 60;
+    let mut cluster = cluster();
+    let client = client(&cluster).await;
+    let acknowledged = Arc::new(AtomicU32::new(0));
+    let writers: Vec<_> = (0..SESSIONS)
+        .map(|session| {
+            let kv = KvClient::new(client.session());
+            let acknowledged = acknowledged.clone();
+            tokio::spawn(async move {
+                for n in 0..WRITES {
+                    let key = Bytes::from(format!("key-{}", session * WRITES + n));
+                    let value = Bytes::from((session * WRITES + n).to_string());
+                    kv.put(key, value).await?;
+                    acknowledged.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok::<_, KvError>(())
+            })
+        })
+        .collect();
+    while acknowledged.load(Ordering::Relaxed) < SESSIONS * WRITES / 3 {
+        tokio::task::yield_now().await;
+    }
+    for host in 0..3 {
+        cluster.kill_host(host);
+    }
+    assert!(acknowledged.load(Ordering::Relaxed) < SESSIONS * WRITES);
+    for host in 0..3 {
+        cluster.start_host_again(host);
+    }
+    for writer in writers {
+        let written = writer.await.expect("it does not panic");
+        written.unwrap_or_else(|error| panic!("{error}\n{}", cluster.logs()));
+    }
+    read(&cluster, &client, SESSIONS * WRITES).await;
 }
 
 #[tokio::test]

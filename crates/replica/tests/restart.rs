@@ -9,6 +9,7 @@ use support::{Brokers, Cluster, PATIENCE, status};
 use twinbft_client::kv::KvClient;
 use twinbft_client::{Client, ClientOptions};
 use twinbft_config::Durability;
+use twinbft_replica::storage::{segment_numbers, segment_path};
 use twinbft_types::ReplicaId;
 
 const CHECKPOINT_SLOTS: u64 = 16;
@@ -244,6 +245,36 @@ async fn a_host_that_was_away_catches_up(retain_bytes: usize, how: &str) {
     }
     write(&cluster, &client, end, 40).await;
     read(&cluster, &client, end + 40).await;
+}
+
+/// A bit of a write-ahead log has turned: file and offset are named, nothing of that log is applied, and doing what the error
+/// says makes it good.
+#[tokio::test]
+async fn a_damaged_write_ahead_log_is_named_and_the_others_make_it_good() {
+    let mut cluster = cluster(Durability::Group, CHECKPOINT_SLOTS);
+    let client = client(&cluster).await;
+    write(&cluster, &client, 0, 50).await;
+    let id = ReplicaId::new(1, 1);
+    cluster.kill(id);
+    let numbers = segment_numbers(&data(&cluster, id)).unwrap();
+    let path = segment_path(&data(&cluster, id), numbers[0]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(&path, &bytes).unwrap();
+    let output = cluster.replica_command(id).output().unwrap();
+    assert_eq!(output.status.code(), Some(65), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let named = format!("{} is damaged at offset", path.display());
+    for part in [&*named, "move the data directory away"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // It has changed nothing.
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    write(&cluster, &client, 50, 10).await;
+    std::fs::rename(data(&cluster, id), cluster.directory.path().join("away")).unwrap();
+    cluster.start_again(id);
+    only_hosts_0_and_1(&mut cluster, &client, 60).await;
 }
 
 #[tokio::test]
