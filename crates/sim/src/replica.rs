@@ -29,8 +29,9 @@ pub struct Twin {
     pub service: Service,
     /// The last checkpoint begun, or genesis: where an undo leads back to.
     pub base: (Slot, Service),
-    /// What it has executed and does not know to be committed, with what the furthest clock showed then.
-    pub tentative: BTreeMap<Slot, (Execute, u64)>,
+    /// What it has executed and does not know to be committed, or has not read back as accepted, with what the furthest
+    /// clock showed then.
+    pub unsettled: BTreeMap<Slot, (Execute, u64)>,
     /// Of a double that answers fast reads from earlier states: the last ones, oldest first.
     pub earlier: VecDeque<Service>,
     /// `None` for a correct twin.
@@ -79,7 +80,7 @@ impl Twin {
             core: Replica::new(config),
             service: Service::default(),
             base: (Slot(0), Service::default()),
-            tentative: BTreeMap::new(),
+            unsettled: BTreeMap::new(),
             earlier: VecDeque::new(),
             puppet,
             snapshots: BTreeMap::new(),

@@ -237,6 +237,8 @@ impl Facts {
                 history,
                 signature: _,
             } => (*slot, *view, *attempt, (true, *history)),
+            // 4.3: HAVEs of `q` twins bar it: it is no vote, and its twin may vote again.
+            Entry::Nack { requests, .. } if requests.iter().any(|r| log.is_had(r)) => return,
             Entry::Nack {
                 view,
                 slot,

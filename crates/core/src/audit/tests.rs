@@ -232,6 +232,26 @@ fn a_follower_that_votes_twice_or_on_nothing_is_named() {
     made.right(2, &endorse(2, 0, h2));
 }
 
+/// 4.3: a NACK that HAVEs of `q` twins bar is no vote (simulator seed 10631).
+#[test]
+fn a_follower_whose_nack_was_barred_may_vote_again() {
+    let (mut made, h1) = decided(3);
+    let (two, h2) = propose(2, 0, h1, 2);
+    made.right(0, &two);
+    for twin in [0, 2] {
+        let have = Entry::Have {
+            request: request(2),
+        };
+        made.right(twin, &have);
+    }
+    let mut barred = nack(2, 0, h2);
+    if let Entry::Nack { requests, .. } = &mut barred {
+        requests.push(request(2));
+    }
+    made.right(1, &barred);
+    made.right(1, &endorse(2, 0, h2));
+}
+
 #[test]
 fn a_twin_whose_results_change_is_named_and_a_divergence_names_nobody() {
     let (mut made, h1) = decided(3);

@@ -132,6 +132,11 @@ impl HostLog {
         }
     }
 
+    /// The view and history of a late slot, as this host decided or accepted it.
+    pub(crate) fn decided(&self, slot: Slot) -> Option<(View, Digest)> {
+        self.histories.get(&slot).copied()
+    }
+
     /// What the results of late slots must be under; without a bound a twin could invent histories.
     pub(super) fn note_history(&mut self, view: View, slot: Slot, history: Digest) {
         self.histories.insert(slot, (view, history));

@@ -43,10 +43,12 @@ impl Replica {
         self.slots.get(slot).is_some_and(SlotData::is_complete)
     }
 
-    /// Fills the first gap below what the host has accepted. While the host changes its view the chain belongs to that.
+    /// Fills the first gap below what the host has accepted. While the host changes its view the chain belongs to that,
+    /// except at a twin that has lost its disk: it says nothing before it has all of this (8, row 2), so the view waits for it.
     pub(super) fn poll_catchup(&mut self, out: &mut Effects) {
         let missing = self.first_missing();
-        let (Some(first), None) = (missing, self.log.entering()) else {
+        let belongs_to_view = self.log.entering().is_some() && !self.recovery.is_silent();
+        let Some(first) = missing.filter(|_| !belongs_to_view) else {
             self.catchup = CatchUp::default();
             return;
         };

@@ -250,16 +250,20 @@ impl Replica {
         self.chain.stand_at(slot, own.history);
         self.checkpoints.waiting_since_us =
             (!self.checkpoints.own.is_empty()).then_some(self.now.mono_us);
-        // One interval more is kept for those who lag a little.
-        let keep = self.config.tuning.checkpoint_slots;
-        let bytes_max = self.config.tuning.retain_bytes;
-        for (slot, data) in self.slots.trim(Slot(slot.0.saturating_sub(keep))) {
-            self.past.push(slot, data, bytes_max);
-        }
+        self.trim_slots();
         out.push(Effect::Persist(Record::Stable { slot, digest }));
         // 5: the twins of a host that lags meet here, and take it along.
         if self.log.accepted().0 < slot && !self.log.is_primary() {
             self.jump(slot, out);
+        }
+    }
+
+    /// One interval below `L` is kept for those who lag a little.
+    pub(super) fn trim_slots(&mut self) {
+        let keep = self.config.tuning.checkpoint_slots;
+        let bytes_max = self.config.tuning.retain_bytes;
+        for (slot, data) in self.slots.trim(Slot(self.stable.0.saturating_sub(keep))) {
+            self.past.push(slot, data, bytes_max);
         }
     }
 

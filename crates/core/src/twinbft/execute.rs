@@ -232,13 +232,15 @@ impl Replica {
         self.poll_checkpoint(out);
     }
 
-    /// 5: a checkpoint begins once its slot is executed and *committed*.
+    /// 5: a checkpoint begins once its slot is executed and *committed*. It outlives this process, so an acceptance that is
+    /// foreseen only does not do: a crash before the ACCEPT is posted would leave the state of a log that nobody accepted.
     fn poll_checkpoint(&mut self, out: &mut Effects) {
         let Some(slot) = self.execution.checkpoint else {
             return;
         };
         let is_committed = slot <= self.commit.committed() || is_out(Rule::CommittedCheckpoint);
-        if self.execution.executed == slot && is_committed {
+        let is_foreseen = slot > self.log.accepted().0 && slot <= self.surely_accepted();
+        if self.execution.executed == slot && is_committed && !is_foreseen {
             self.execution.checkpoint = None;
             self.begin_checkpoint(slot, out);
         }

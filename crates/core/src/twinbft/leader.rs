@@ -275,7 +275,8 @@ impl Replica {
     }
 
     pub(super) fn leader_deadline(&self) -> Option<u64> {
-        if !self.is_leader() {
+        // Who starts again, or has not taken its log over yet, proposes and withdraws nothing.
+        if !self.is_leader() || self.recovery.is_silent() || !self.is_settled() {
             return None;
         }
         // While a WITHDRAW is under way the others wait for it.

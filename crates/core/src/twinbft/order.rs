@@ -91,10 +91,10 @@ impl Replica {
         // 3: a SIGN rests on the slot. Who lacks a body or what lies below leaves it to those who voted.
         let is_own = data.primary == self.config.host();
         let is_signed = data.authenticators.iter().any(|a| a.twin == me);
-        // What its view began with was fetched as a part of that log, and is no decision of that view.
-        let begun = self.log.installed_log();
-        let is_adopted = begun.is_some_and(|log| log.view == data.view && slot <= log.slot);
-        if !is_own || is_signed || is_adopted || !data.is_persisted {
+        // What its view began with, or what this twin has fetched from others while its own log lags, is no decision of its
+        // host in that view.
+        let is_decided = self.log.decided(slot) == Some((data.view, data.history));
+        if !is_own || is_signed || !is_decided || !data.is_persisted {
             return;
         }
         let statement = Statement::Order {

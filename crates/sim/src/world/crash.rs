@@ -118,7 +118,7 @@ impl World {
             .collect();
         let stands = kept.as_ref().map_or(Slot(0), |k| k.checkpoint.slot);
         twin.base = (stands, twin.service.clone());
-        twin.tentative.clear();
+        twin.unsettled.clear();
         twin.restoring = None;
         let begins_at = kept.as_ref().map_or(Slot(0), |k| k.checkpoint.slot);
         twin.undone = Undone::begin(begins_at);

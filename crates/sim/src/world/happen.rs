@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use rand::RngExt;
 use twinbft_core::mutants::Rule;
-use twinbft_core::{
-    Effect, Event, EventKind, Execute, Execution, Input, LAZY_POST_US, Output, Refusal,
-};
+use twinbft_core::{Effect, Event, EventKind, Execute, Input, LAZY_POST_US, Output, Refusal};
 use twinbft_types::wire::{PeerMessage, pb};
 use twinbft_types::{Certificate, Entry, Position, ReplicaId, Slot};
 
@@ -206,7 +204,7 @@ impl World {
         if self.twins[index].is_down {
             return Ok(());
         }
-        self.note_committed(index)?;
+        self.settle(index)?;
         if correct {
             check_footprint(
                 &self.twins[index].core,
@@ -222,28 +220,44 @@ impl World {
         Ok(())
     }
 
-    /// A correct twin executes a slot. In committed mode that is for good; otherwise it is when the twin knows that it is
-    /// committed.
+    /// A correct twin executes a slot.
     fn note_execution(&mut self, id: ReplicaId, execute: &Execute) -> Result<(), Violation> {
         if self.byzantine.contains(&id) {
             return Ok(());
         }
         let bound_us = self.scenario.tuning.clock_bound_us;
         let latest_us = BEGINNING_US + self.now_us + SKEW_US_MAX + bound_us;
-        if self.scenario.tuning.execution == Execution::Committed {
-            return self.truth.execute(execute, latest_us);
-        }
         let what = (execute.clone(), latest_us);
-        self.twin(id).tentative.insert(execute.slot, what);
+        self.twin(id).unsettled.insert(execute.slot, what);
         Ok(())
     }
 
-    /// What a correct twin has executed and now knows to be committed is for good.
-    fn note_committed(&mut self, index: usize) -> Result<(), Violation> {
+    /// What a correct twin has executed and knows to be committed is for good. Where it has foreseen that its host will have
+    /// accepted it (its own ACCEPT is the last one that lacks), it is once that is read back: a crash may come in between,
+    /// and then nobody has learnt of either.
+    fn settle(&mut self, index: usize) -> Result<(), Violation> {
         let twin = &mut self.twins[index];
-        let committed = twin.core.committed();
-        while let Some(first) = twin.tentative.first_entry()
-            && *first.key() <= committed
+        if twin.unsettled.is_empty() {
+            return Ok(());
+        }
+        let settled = twin.core.committed().min(twin.core.host_log().accepted().0);
+        self.settle_up_to(index, settled)
+    }
+
+    /// At the end of a run, those that lag behind their host's siblings, too.
+    pub(super) fn settle_all(&mut self) -> Result<(), Violation> {
+        for index in 0..self.twins.len() {
+            if !self.twins[index].is_down {
+                self.settle_up_to(index, self.twins[index].core.committed())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn settle_up_to(&mut self, index: usize, settled: Slot) -> Result<(), Violation> {
+        let twin = &mut self.twins[index];
+        while let Some(first) = twin.unsettled.first_entry()
+            && *first.key() <= settled
         {
             let (execute, latest_us) = first.remove();
             self.truth.execute(&execute, latest_us)?;
@@ -393,7 +407,7 @@ impl World {
                 twin.undone.roll_back(id, slot, mode)?;
                 assert_eq!(twin.base.0, slot, "the core knows the last checkpoint");
                 twin.service = twin.base.1.clone();
-                twin.tentative.split_off(&slot.next());
+                twin.unsettled.split_off(&slot.next());
             }
             Effect::Checkpoint(checkpoint) => {
                 let slot = checkpoint.slot;
@@ -459,7 +473,7 @@ impl World {
                 twin.service = restoring.finish();
                 let service = twin.service.clone();
                 twin.base = (slot, service.clone());
-                twin.tentative.clear();
+                twin.unsettled.clear();
                 twin.snapshots.insert(slot, service.clone());
                 let digest = service.digest();
                 twin.disk.unsure = Some(Kept {

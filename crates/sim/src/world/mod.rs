@@ -380,6 +380,7 @@ impl World {
                 break;
             }
         }
+        self.settle_all()?;
         if !self.is_stalled() {
             check_progress(self.honest_clients()).map_err(|mut violation| {
                 violation.what += &self.summary();
