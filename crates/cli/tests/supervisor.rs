@@ -312,6 +312,26 @@ fn processes_run_on_the_cpus_of_their_host() {
 }
 
 #[test]
+fn hosts_without_cpus_of_their_own_share_what_there_is() {
+    let fleet = Fleet::new("2");
+    let supervisor = fleet.start();
+    supervisor.wait_ready(LONG).unwrap();
+    let cpus = |name| starts(&fleet.cluster, name)[0].cpus.clone();
+    let all = std::thread::available_parallelism().unwrap().get();
+    let shares = [cpus(BROKER), cpus(ProcessName::Broker(1))];
+    assert_eq!(cpus(TWIN), shares[0], "a host's processes stay together");
+    if all == 1 {
+        assert_eq!(shares[0], shares[1]);
+    } else {
+        assert_eq!(shares.each_ref().map(Vec::len), [all / 2; 2]);
+        assert!(
+            shares[0].iter().all(|cpu| !shares[1].contains(cpu)),
+            "{shares:?}"
+        );
+    }
+}
+
+#[test]
 fn a_cpu_that_is_not_there_is_named_in_the_log() {
     let mut fleet = Fleet::new("1");
     fleet.cluster.config.hosts[0].cpu = vec![1023];

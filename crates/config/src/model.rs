@@ -354,7 +354,7 @@ pub struct Host {
     pub id: u8,
     /// For people.
     pub name: String,
-    /// The CPUs that `twinbft up` pins the host's processes to; empty: all.
+    /// The CPUs that `twinbft up` pins the host's processes to; empty: a share of the machine's, one for each host.
     pub cpu: Vec<u16>,
     /// `[[host.twin]]`, by id.
     pub twins: Vec<Twin>,

@@ -147,7 +147,7 @@ impl File {
         self.value("id", &host.id);
         self.value("name", &quoted(&host.name));
         if host.cpu.is_empty() {
-            self.comment("cpu = [0, 1]   # pins this host's processes under `twinbft up`");
+            self.comment("cpu = [0, 1]   # where this host runs under `twinbft up`; default: a share of the CPUs");
         } else {
             let cpus: Vec<String> = host.cpu.iter().map(ToString::to_string).collect();
             self.value("cpu", &format!("[{}]", cpus.join(", ")));

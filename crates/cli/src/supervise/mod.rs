@@ -5,6 +5,7 @@
 //! kills the child, so it lives as long as the supervisor. One more thread reads what the processes notify.
 //! Nothing here wakes up while nothing happens.
 
+mod cores;
 mod keeper;
 mod launch;
 mod name;
@@ -160,8 +161,15 @@ impl Supervisor {
             }
         }
         make_directory(&layout.log())?;
+        let hosts = &cluster.config.hosts;
+        let cpus = cores::available();
         let mut specs = Vec::new();
-        for host in &cluster.config.hosts {
+        for (place, host) in hosts.iter().enumerate() {
+            let cpu = if host.cpu.is_empty() {
+                cores::share(&cpus, place, hosts.len())
+            } else {
+                host.cpu.clone()
+            };
             make_directory(&layout.host_run(host.id))?;
             let broker = ProcessName::Broker(host.id);
             let twins = host
@@ -169,7 +177,7 @@ impl Supervisor {
                 .iter()
                 .map(|twin| ProcessName::Replica(host.id, twin.id));
             for name in std::iter::once(broker).chain(twins) {
-                let spec = Spec::new(name, &layout, &file, programs, &host.cpu);
+                let spec = Spec::new(name, &layout, &file, programs, &cpu);
                 if spec.notify_socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
                     return Err(SuperviseError::PathTooLong(spec.notify_socket));
                 }

@@ -14,6 +14,10 @@ use crate::session::SessionImage;
 
 /// Checkpoints beyond the marks that are kept of one host; its lowest gives way.
 const OF_A_HOST_MAX: usize = 4;
+/// Slots below the marks that one step hands over to [`super::past`]; a slot takes several steps to come about.
+const PAST_SLOTS: usize = 2;
+/// When more intervals than these are held, a step hands all of them over: many came with one message.
+const PAST_INTERVALS_MAX: u64 = 6;
 
 /// What the hosts say about the state at checkpoints.
 #[derive(Clone, Debug, Default)]
@@ -250,7 +254,6 @@ impl Replica {
         self.chain.stand_at(slot, own.history);
         self.checkpoints.waiting_since_us =
             (!self.checkpoints.own.is_empty()).then_some(self.now.mono_us);
-        self.trim_slots();
         out.push(Effect::Persist(Record::Stable { slot, digest }));
         // 5: the twins of a host that lags meet here, and take it along.
         if self.log.accepted().0 < slot && !self.log.is_primary() {
@@ -258,11 +261,18 @@ impl Replica {
         }
     }
 
-    /// One interval below `L` is kept for those who lag a little.
-    pub(super) fn trim_slots(&mut self) {
+    /// Hands what has fallen below the marks over to [`super::past`]; one interval more stays for those who lag a little.
+    /// A few slots at a time: all of an interval at once would hold one request in a hundred up.
+    pub(super) fn poll_past(&mut self) {
         let keep = self.config.tuning.checkpoint_slots;
         let bytes_max = self.config.tuning.retain_bytes;
-        for (slot, data) in self.slots.trim(Slot(self.stable.0.saturating_sub(keep))) {
+        let last = Slot(self.stable.0.saturating_sub(keep));
+        let in_time = self.slots.len() as u64 <= PAST_INTERVALS_MAX * keep;
+        let at_most = if in_time { PAST_SLOTS } else { usize::MAX };
+        for _ in 0..at_most {
+            let Some((slot, data)) = self.slots.pop_up_to(last) else {
+                return;
+            };
             self.past.push(slot, data, bytes_max);
         }
     }

@@ -296,6 +296,7 @@ impl Replica {
         self.poll_serving(out);
         self.poll_waiting(out);
         self.poll_commit();
+        self.poll_past();
         self.poll_heartbeat(out);
         self.poll_execution(out);
         self.poll_reads(out);

@@ -651,8 +651,6 @@ impl Replica {
 
     /// The first words: promises that the log lacks, then what was held back and the log lacks.
     fn speak_again(&mut self, out: &mut Effects) {
-        // The retained log may reach further down than what this twin stands at (11.9).
-        self.trim_slots();
         let recovery = std::mem::take(&mut self.recovery);
         let (left, wished) = self.log.standing_of(self.config.twin());
         let promised = |view_of: fn(&Entry) -> Option<View>| {

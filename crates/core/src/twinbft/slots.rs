@@ -222,6 +222,12 @@ impl SlotLog {
         std::mem::replace(&mut self.slots, kept)
     }
 
+    /// Takes out the lowest slot when it is not above `slot`.
+    pub fn pop_up_to(&mut self, slot: Slot) -> Option<(Slot, SlotData)> {
+        let lowest = self.slots.first_entry()?;
+        (*lowest.key() <= slot).then(|| lowest.remove_entry())
+    }
+
     pub fn len(&self) -> usize {
         self.slots.len()
     }
