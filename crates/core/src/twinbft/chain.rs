@@ -107,6 +107,20 @@ impl Replica {
         self.joined(target).is_some()
     }
 
+    /// The fetched slots of this log above that end of it, when all that this twin's own slots lack is here.
+    pub(super) fn joined_above(
+        &self,
+        target: (Slot, Digest),
+        base: (Slot, Digest),
+    ) -> Option<Vec<&ChainSlot>> {
+        let fetch = &self.chain.fetches[self.joined(target)?];
+        if !fetch.contains(base) {
+            return None;
+        }
+        let above = fetch.fetched.range(base.0.next()..=target.0);
+        Some(above.map(|(_, (_, fetched))| fetched).collect())
+    }
+
     /// 6: to hold a log is to have its slots durably. Answers whether this twin does, once what it is about to post
     /// has waited for its write-ahead log; if not, it goes to fetch what it lacks.
     pub(super) fn hold(&mut self, slot: Slot, history: Digest, out: &mut Effects) -> bool {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use twinbft_types::wire::PeerMessage;
 use twinbft_types::{
-    Certificate, Digest, Entry, HelloState, HostId, Incarnation, ReplicaId, RequestRef, Slot,
-    Statement, TwinId, View,
+    Certificate, Digest, Entry, HelloState, HostId, Incarnation, ReplicaId, Slot, Statement,
+    TwinId, View,
 };
 
 use super::Replica;
@@ -188,14 +188,19 @@ impl Replica {
             }
             return;
         }
+        if is_own && !self.is_joined((slot, history)) {
+            self.want(slot, history);
+            return;
+        }
+        // What is not authentic must not even come into the write-ahead log.
+        if is_own && !self.endorses(end) {
+            return;
+        }
         if !self.hold(slot, history, out) {
             return;
         }
         if !self.owns(slot, history) {
             self.join_chain((slot, history));
-        }
-        if is_own && !self.endorses_up_to(slot) {
-            return;
         }
         let promise = Entry::Accept {
             view,
@@ -208,23 +213,24 @@ impl Replica {
 
     /// 8: what this host has ordered and this twin does not remember passes the checks of an ENDORSE, but for the clock:
     /// bodies are authentic because their clients have sent them here again, as they do until they are answered.
-    fn endorses_up_to(&self, last: Slot) -> bool {
+    /// That a later view of this host's own was installed, nobody else vouches for.
+    fn endorses(&self, (view, slot, history): End) -> bool {
         let own = self.claim();
-        if self.history_of(own.accepted) != Some(own.history) {
+        let base = (own.accepted, own.history);
+        let Some(above) = self.joined_above((slot, history), base) else {
             return false;
-        }
+        };
         let mut before_us = self.timestamp_of(own.accepted);
         let mut seen = BTreeSet::new();
-        let mut slots = self.slots.iter_from(own.accepted.next());
-        slots
-            .by_ref()
-            .take_while(|(slot, _)| *slot <= last)
-            .all(|(_, data)| {
-                let is_later = data.timestamp_us > before_us;
-                before_us = data.timestamp_us;
-                let is_authentic = |r: &RequestRef| self.pool.find(r).is_some();
-                let distinct = data.requests.iter().all(|r| seen.insert((r.client, r.seq)));
-                is_later && distinct && data.requests.iter().all(is_authentic)
+        view == own.last_normal
+            && above.into_iter().all(|fetched| {
+                let is_later = fetched.timestamp_us > before_us;
+                before_us = fetched.timestamp_us;
+                is_later
+                    && fetched.bodies.iter().all(|body| {
+                        self.pool.find(&body.reference()).is_some()
+                            && seen.insert((body.client, body.seq))
+                    })
             })
     }
 
