@@ -35,6 +35,8 @@ pub struct Checkpoints {
     waiting_since_us: Option<u64>,
     /// How often they were asked since the last stable checkpoint.
     repeats: u32,
+    /// Up to where slots are given up.
+    past_to: Slot,
 }
 
 /// What is replicated besides the service's state.
@@ -254,6 +256,9 @@ impl Replica {
         self.chain.stand_at(slot, own.history);
         self.checkpoints.waiting_since_us =
             (!self.checkpoints.own.is_empty()).then_some(self.now.mono_us);
+        // One interval more is kept for those who lag a little.
+        let keep = self.config.tuning.checkpoint_slots;
+        self.trim_slots(Slot(slot.0.saturating_sub(keep)));
         out.push(Effect::Persist(Record::Stable { slot, digest }));
         // 5: the twins of a host that lags meet here, and take it along.
         if self.log.accepted().0 < slot && !self.log.is_primary() {
@@ -261,16 +266,20 @@ impl Replica {
         }
     }
 
-    /// Hands what has fallen below the marks over to [`super::past`]; one interval more stays for those who lag a little.
-    /// A few slots at a time: all of an interval at once would hold one request in a hundred up.
+    /// Gives the slots up to this one up, but for what is retained for those who lag more ([`Self::poll_past`]).
+    pub(super) const fn trim_slots(&mut self, last: Slot) {
+        self.checkpoints.past_to = last;
+    }
+
+    /// Hands what was given up over to [`super::past`], a few slots at a time: all of an interval at once would hold one request
+    /// in a hundred up.
     pub(super) fn poll_past(&mut self) {
-        let keep = self.config.tuning.checkpoint_slots;
         let bytes_max = self.config.tuning.retain_bytes;
-        let last = Slot(self.stable.0.saturating_sub(keep));
-        let in_time = self.slots.len() as u64 <= PAST_INTERVALS_MAX * keep;
+        let interval = self.config.tuning.checkpoint_slots;
+        let in_time = self.slots.len() as u64 <= PAST_INTERVALS_MAX * interval;
         let at_most = if in_time { PAST_SLOTS } else { usize::MAX };
         for _ in 0..at_most {
-            let Some((slot, data)) = self.slots.pop_up_to(last) else {
+            let Some((slot, data)) = self.slots.pop_up_to(self.checkpoints.past_to) else {
                 return;
             };
             self.past.push(slot, data, bytes_max);

@@ -109,6 +109,8 @@ pub struct Recovery {
     vouched: Option<(View, Slot, Digest)>,
     /// When that certificate is asked for again.
     ask_at_us: u64,
+    /// The last stable checkpoint of the write-ahead log.
+    stable: Slot,
     /// The last install in the write-ahead log.
     installed: Option<(View, Slot, Digest)>,
     /// Slots of the write-ahead log, by number and history: of one number several may have been voted for.
@@ -298,7 +300,7 @@ impl Recovery {
                     slot,
                     history,
                 } => recovery.installed = Some((view, slot, history)),
-                Record::Stable { .. } => {}
+                Record::Stable { slot, .. } => recovery.stable = recovery.stable.max(slot),
             }
         }
         recovery.memory = if recovery.remembers || before.as_ref().is_some_and(|b| b.2) {
@@ -393,6 +395,7 @@ impl Replica {
         replica.recovery.is_new_epoch = recovered.is_new_epoch;
         replica.recovery.take_memory(&recovered_memory);
         replica.amnesia = Amnesia::new(recovered.nonce);
+        replica.keep_uncertified();
         let mut nothing = Effects::default();
         replica.adopt_log(&mut nothing);
         assert!(nothing.0.is_empty(), "nothing is executed yet");
@@ -471,6 +474,21 @@ impl Replica {
             slot = slot.next();
         }
         self.raise_tip();
+    }
+
+    /// The checkpoint that this twin stands at may be its own alone: a sibling that lost its disk then has nothing to verify it by
+    /// (8, row 2), and needs the slots from the last stable one on.
+    fn keep_uncertified(&mut self) {
+        let (mut slot, mut history) = (self.stable, self.checkpoints.stable_history());
+        while slot > self.recovery.stable
+            && let Some(kept) = self.recovery.slots.get(&(slot, history))
+        {
+            let previous = kept.previous;
+            let data = self.slot_data(slot, history, kept);
+            self.slots.insert(slot, data);
+            slot = Slot(slot.0 - 1);
+            history = previous;
+        }
     }
 
     /// Takes the slots up to this one over from the write-ahead log, as far down as they are there and needed.
@@ -652,6 +670,13 @@ impl Replica {
     /// The first words: promises that the log lacks, then what was held back and the log lacks.
     fn speak_again(&mut self, out: &mut Effects) {
         let recovery = std::mem::take(&mut self.recovery);
+        // The retained log may reach further down than what this twin and its siblings stand at (11.9).
+        let interval = self.config.tuning.checkpoint_slots;
+        self.trim_slots(if recovery.stable < self.stable {
+            recovery.stable
+        } else {
+            Slot(self.stable.0.saturating_sub(interval))
+        });
         let (left, wished) = self.log.standing_of(self.config.twin());
         let promised = |view_of: fn(&Entry) -> Option<View>| {
             let views = recovery.promises.iter().filter_map(view_of);
