@@ -256,8 +256,9 @@ async fn a_damaged_write_ahead_log_is_named_and_the_others_make_it_good() {
     write(&cluster, &client, 0, 50).await;
     let id = ReplicaId::new(1, 1);
     cluster.kill(id);
-    let numbers = segment_numbers(&data(&cluster, id)).unwrap();
-    let path = segment_path(&data(&cluster, id), numbers[0]);
+    let log = data(&cluster, id).join("wal");
+    let numbers = segment_numbers(&log).unwrap();
+    let path = segment_path(&log, numbers[0]);
     let mut bytes = std::fs::read(&path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 4;

@@ -128,9 +128,12 @@ fn judge(shape: Shape, host: u8, live: &[u8], asked: &[Asked]) -> Result<Memorie
         let memory = asked.field("memory").and_then(Value::as_str);
         memories.push((twin, memory.unwrap_or("lost").to_owned()));
     }
-    if memories.iter().all(|(_, memory)| memory == "lost") {
+    // A twin whose disk is lost says nothing before others have given it the state, which nobody can while the cluster stands.
+    let remember = memories.iter().filter(|(_, memory)| memory != "lost");
+    let (remember, needed) = (remember.count(), shape.twin_quorum());
+    if remember < needed {
         return Err(format!(
-            "no twin of host {host} has a disk that remembers anything; order it for other hosts, and this one comes back by itself"
+            "{remember} twins of host {host} have a disk that remembers anything, and {needed} are needed; order it for other hosts, and this one comes back by itself"
         ));
     }
     Ok(Memories {
@@ -277,20 +280,21 @@ mod tests {
         assert!(
             judge(shape(), 1, &[], &nothing)
                 .unwrap_err()
-                .contains("no twin")
+                .contains("0 twins of host 1")
         );
+        let refusal = judge(shape(), 1, &[], &mute("lost")).unwrap_err();
+        assert!(refusal.contains("1 twins of host 1"), "{refusal}");
     }
 
     #[test]
     fn what_is_given_up_is_said_for_each_twin() {
-        let memories = judge(shape(), 1, &[0], &mute("lost")).unwrap();
+        let memories = judge(shape(), 1, &[0], &mute("unsure")).unwrap();
         assert_eq!(memories.epoch, 7);
         let text = what_is_given_up(1, &memories.twins);
-        assert!(
-            text.contains("twin 0: its disk remembers nothing"),
-            "{text}"
-        );
+        assert!(text.contains("twin 0: its machine started again"), "{text}");
         assert!(text.contains("twin 1: its disk has all"), "{text}");
         assert!(text.contains("gone for good"), "{text}");
+        let text = what_is_given_up(1, &[(0, "lost".to_owned())]);
+        assert!(text.contains("its disk remembers nothing"), "{text}");
     }
 }
