@@ -28,6 +28,8 @@ pub enum Wake {
 const RESYNC_TRIES: u32 = 16;
 /// Most waits that are not spun after spinning was in vain.
 const SPIN_PAUSE_MAX: u32 = 64;
+/// How long the broker's reason is waited for when the channel is known to be closed.
+const FAREWELL_WAIT: Duration = Duration::from_millis(100);
 /// Looks between two readings of the clock.
 const LOOKS_PER_CLOCK: u32 = 16;
 
@@ -228,6 +230,7 @@ impl Reader {
         }
         loop {
             if self.link.is_closed() {
+                self.hear_farewell();
                 return Wake::Closed(self.farewell.clone());
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -282,7 +285,28 @@ impl Reader {
             self.link.set_closed();
             self.farewell = farewell;
         }
-        self.link.is_closed().then(|| self.farewell.clone())
+        if !self.link.is_closed() {
+            return None;
+        }
+        self.hear_farewell();
+        Some(self.farewell.clone())
+    }
+
+    /// The appender may have seen first that the channel is of no use any more, for example by the next process of this twin,
+    /// whose appends it did not send.
+    fn hear_farewell(&mut self) {
+        let deadline = Instant::now() + FAREWELL_WAIT;
+        while self.farewell.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.sleeper.sleep(Some(left)) {
+                Slept::Rung => {}
+                Slept::TimedOut => "the broker gave no reason".clone_into(&mut self.farewell),
+                Slept::Closed(farewell) => {
+                    self.farewell = farewell;
+                    return;
+                }
+            }
+        }
     }
 
     /// Whether the channel is known to be closed, or can be seen to be without a system call; then `poll_closed` says so.
