@@ -15,6 +15,8 @@ pub struct Suspicion {
     sign_us: u64,
     /// The primary host: what `Q − 1` others have acknowledged, and since when they have not acknowledged more.
     unacknowledged: Option<(Slot, u64)>,
+    /// Since when another host has left the view that this one is in.
+    left_by_another_us: Option<u64>,
     /// Views that have failed in a row: that were left without any progress.
     failures: u32,
     /// What was committed when the view began.
@@ -80,6 +82,15 @@ impl Replica {
         }
     }
 
+    /// 6: "nobody is left behind alone". A host leaves with the wishes of `Q` hosts; when one of these is taken back at once, the
+    /// others may never have held as many, and the host waits for a view that nobody else enters. Its VIEW-CHANGE is a safe
+    /// host's word that `Q` hosts wished, so who holds it for as long as a primary may be silent wishes, too (docs/adr/0022).
+    fn watch_leavers(&mut self) {
+        let is_left = self.views.is_left_by_another(self.log.current_view());
+        let since = self.suspicion.left_by_another_us;
+        self.suspicion.left_by_another_us = is_left.then(|| since.unwrap_or(self.now.mono_us));
+    }
+
     /// Since when something that should have happened has not.
     fn waiting_since(&self) -> Option<u64> {
         let alone = self.config.shape.hosts() == 1;
@@ -91,6 +102,7 @@ impl Replica {
             self.forwards.oldest_us(),
             self.suspicion.unacknowledged.map(|(_, since)| since),
             self.heartbeats.waiting_since(),
+            self.suspicion.left_by_another_us,
         ]
         .into_iter()
         .flatten()
@@ -100,6 +112,7 @@ impl Replica {
     /// Posts SUSPECT when the view's time is over, and takes it back when the reason is gone.
     pub(super) fn poll_suspicion(&mut self, out: &mut Effects) {
         self.watch_acknowledgements();
+        self.watch_leavers();
         let current = self.log.current_view();
         let now_us = self.now.mono_us;
         let patience = self.patience_us();

@@ -106,6 +106,12 @@ impl Views {
         self.changes
     }
 
+    /// Whether another host has left this view, by its VIEW-CHANGE.
+    pub fn is_left_by_another(&self, view: View) -> bool {
+        let left = |r: &Remote| r.view_change.as_ref().is_some_and(|(of, _)| *of > view);
+        self.highest > view && self.remotes.values().any(left)
+    }
+
     /// What this twin has said in an earlier life (8).
     pub fn recall(&mut self, left: View, accepted: View) {
         self.left = self.left.max(left);

@@ -288,3 +288,45 @@ fn what_is_said_of_views_is_said_again() {
     // In the first view after the dead one: nothing failed but the network.
     assert_eq!(view(&mut world, 2), 1, "{}", world.summary());
 }
+
+/// A host leaves its view with the wish of another one, who takes it back before anybody else has heard of the two: the others
+/// follow, and it is not left behind alone.
+#[test]
+fn a_host_that_left_alone_is_followed() {
+    let mut world = world(3, 2, 3, 1);
+    let (taken_back_us, heals_us) = (1_200_000, 2_500_000);
+    // Nobody hears the primary, until h1 does; nobody hears h2, until all is well, nor what h0 and h1 wish but h2.
+    world.script.loses = Some(Box::new(move |now_us, from, to, message| {
+        let of_primary = from.host.0 == 0 && (1_000..taken_back_us).contains(&now_us);
+        let to_h2 = from.host.0 == 0 && to.host.0 == 2;
+        let of_h2 = from.host.0 == 2 && to.host.0 != 2;
+        let wish = is_wish(message) && to.host.0 != 2;
+        of_primary || ((to_h2 || of_h2 || wish) && (1_000..heals_us).contains(&now_us))
+    }));
+    world.go_to(heals_us - 1);
+    let [h1, h2] = [1, 2].map(|host| ReplicaId::new(host, 0));
+    assert_eq!(
+        left_and_wished(&mut world, h1),
+        (0, 0),
+        "{}",
+        world.summary()
+    );
+    assert_eq!(left_and_wished(&mut world, h2).0, 1, "{}", world.summary());
+    world.go_to(heals_us + 5_000_000);
+    assert!(world.is_done(), "{}", world.summary());
+    let views = [0, 1, 2].map(|host| view(&mut world, host));
+    assert!(
+        views[0] > 0 && views == [views[0]; 3],
+        "{}",
+        world.summary()
+    );
+    let states = [0, 1, 2].map(|host| {
+        let status = world.twin(ReplicaId::new(host, 0)).core.status();
+        status.state
+    });
+    assert!(
+        states.iter().all(|state| *state == "running"),
+        "{}",
+        world.summary()
+    );
+}
