@@ -221,6 +221,12 @@ impl ResultTally {
 }
 
 impl HostLog {
+    /// A twin that was helped by other hosts is ahead of its own (5): its word counts between the marks, where a bad twin can
+    /// open two tallies more. What comes earlier is lost.
+    pub(crate) const fn last_checkpoint_that_counts(&self) -> Slot {
+        Slot(self.accepted.0 + 2 * self.bounds.checkpoint_slots)
+    }
+
     pub(super) fn apply_checkpoint(
         &mut self,
         sender: TwinId,
@@ -231,9 +237,7 @@ impl HostLog {
         if !slot.0.is_multiple_of(self.bounds.checkpoint_slots) {
             return Err(Invalid("a CHECKPOINT where there is none"));
         }
-        // A twin that was helped by other hosts is ahead of its own (5): its word counts between the marks, where a bad
-        // twin can open two tallies more.
-        if slot.0 > self.accepted.0 + 2 * self.bounds.checkpoint_slots {
+        if slot > self.last_checkpoint_that_counts() {
             return Ok(());
         }
         if slot.0 + CHECKPOINTS_MAX as u64 * self.bounds.checkpoint_slots

@@ -35,6 +35,8 @@ pub struct Checkpoints {
     waiting_since_us: Option<u64>,
     /// How often they were asked since the last stable checkpoint.
     repeats: u32,
+    /// Own digests up to this one are posted.
+    said: Slot,
     /// Up to where slots are given up.
     past_to: Slot,
 }
@@ -83,6 +85,12 @@ impl Checkpoints {
         self.proofs
             .range(of_slot)
             .map(|(_, certificate)| certificate)
+    }
+
+    /// The first own digest that is not posted yet.
+    fn next_unsaid(&self) -> Option<(Slot, Own)> {
+        let next = self.own.range(self.said.next()..).next()?;
+        Some((*next.0, *next.1))
     }
 
     /// The highest slot that any host has certified.
@@ -182,10 +190,22 @@ impl Replica {
         self.checkpoints
             .waiting_since_us
             .get_or_insert(self.now.mono_us);
-        let entry = Entry::Checkpoint { slot, digest };
-        out.push(Effect::Persist(Record::Promise(entry.clone())));
-        out.post(entry);
+        self.say_checkpoints(out);
         self.poll_stable(out);
+    }
+
+    /// Posts this twin's digests, as far as they count in its host's log; the others wait until that has accepted more.
+    pub(super) fn say_checkpoints(&mut self, out: &mut Effects) {
+        let last = self.log.last_checkpoint_that_counts();
+        while let Some((slot, own)) = self.checkpoints.next_unsaid()
+            && slot <= last
+        {
+            let digest = own.digest;
+            self.checkpoints.said = slot;
+            let entry = Entry::Checkpoint { slot, digest };
+            out.push(Effect::Persist(Record::Promise(entry.clone())));
+            out.post(entry);
+        }
     }
 
     /// `q` twins have the same digest: the host certifies CHECKPOINT(n, digest) to all.

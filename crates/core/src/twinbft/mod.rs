@@ -297,6 +297,7 @@ impl Replica {
         self.poll_waiting(out);
         self.poll_commit();
         self.poll_past();
+        self.say_checkpoints(out);
         self.poll_heartbeat(out);
         self.poll_execution(out);
         self.poll_reads(out);

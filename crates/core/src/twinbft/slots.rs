@@ -217,9 +217,8 @@ impl SlotLog {
     }
 
     /// Gives up everything up to `slot`.
-    pub fn trim(&mut self, slot: Slot) -> BTreeMap<Slot, SlotData> {
-        let kept = self.slots.split_off(&slot.next());
-        std::mem::replace(&mut self.slots, kept)
+    pub fn trim(&mut self, slot: Slot) {
+        self.slots = self.slots.split_off(&slot.next());
     }
 
     /// Takes out the lowest slot when it is not above `slot`.

@@ -439,7 +439,7 @@ impl Replica {
     /// The slots above a fetched checkpoint stay as far as they extend it.
     pub(super) fn rejoin_chain(&mut self) {
         let keep = self.config.tuning.checkpoint_slots;
-        drop(self.slots.trim(Slot(self.stable.0.saturating_sub(keep))));
+        self.slots.trim(Slot(self.stable.0.saturating_sub(keep)));
         let mut end = self.stable;
         while let Some(previous) = self.history_of(end)
             && let Some(data) = self.slots.get(end.next())
