@@ -76,6 +76,9 @@ impl fmt::Debug for CheckpointWork {
     }
 }
 
+/// How many checkpoints a service keeps on its disk: those that a twin can have made since the last stable one, and that one.
+pub const CHECKPOINTS_KEPT: usize = 3;
+
 /// A replicated service: a deterministic state machine with checkpoints.
 ///
 /// The replica calls it from one thread at a time. Slots are executed in order, each once, except that
@@ -138,6 +141,15 @@ pub trait Application: Send {
 
     /// The last checkpoint whose work is done, or `None` for the empty state of genesis.
     fn last_checkpoint(&self) -> Option<Checkpoint>;
+
+    /// At a start, before anything is executed: makes the state of an earlier checkpoint the service's own again, durably,
+    /// and answers whether it could. The last [`CHECKPOINTS_KEPT`] are kept, but for those before a
+    /// [`restore_activate`](Self::restore_activate). A twin goes back to the last *stable* checkpoint: what it has made
+    /// since is its own word alone, and helps no sibling that has lost its disk (protocol.md 8, row 2).
+    ///
+    /// # Errors
+    /// When the store fails; the node must stop.
+    fn go_back(&mut self, slot: Slot) -> Result<bool, AppError>;
 
     /// A view of the last checkpoint whose work is done. It stays readable, from other threads too, while execution
     /// and further checkpoints go on; dropping it lets the store reuse the space. `None` at genesis.

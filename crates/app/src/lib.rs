@@ -17,7 +17,7 @@ mod options;
 mod snapshot;
 
 pub use application::{
-    Application, BatchContext, Checkpoint, CheckpointWork, Operation, QueryAnswer,
+    Application, BatchContext, CHECKPOINTS_KEPT, Checkpoint, CheckpointWork, Operation, QueryAnswer,
 };
 pub use error::AppError;
 pub use null::Null;

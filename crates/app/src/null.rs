@@ -134,6 +134,16 @@ impl Application for Null {
         self.checkpoint
     }
 
+    /// Every state is the empty one.
+    fn go_back(&mut self, slot: Slot) -> Result<bool, AppError> {
+        self.executed = slot;
+        self.checkpoint = Some(Checkpoint {
+            slot,
+            digest: Self::state_digest(),
+        });
+        Ok(true)
+    }
+
     fn snapshot(&mut self) -> Result<Option<Arc<dyn Snapshot>>, AppError> {
         Ok(self
             .checkpoint

@@ -3,6 +3,22 @@
 use borsh::{BorshDeserialize, BorshSerialize};
 use twinbft_types::{Certificate, Digest, Entry, Epoch, Request, Slot, View};
 
+/// The last stable checkpoint of a write-ahead log, or genesis: where a start stands, when its service still has that state.
+/// What this twin alone has made above it does not help a sibling that has lost its disk (protocol.md 8, row 2), and is
+/// made again from the slots, which are kept from here on.
+#[must_use]
+pub fn last_stable(records: &[Record]) -> Slot {
+    let stable = records.iter().filter_map(|record| match record {
+        Record::Stable { slot, .. } => Some(*slot),
+        Record::Promise(_)
+        | Record::Slot { .. }
+        | Record::Joined { .. }
+        | Record::Installed { .. }
+        | Record::Forgotten { .. } => None,
+    });
+    stable.max().unwrap_or_default()
+}
+
 /// One record of a twin's write-ahead log.
 ///
 /// Borsh's tag byte of each variant is part of the format: new variants go to the end.

@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::Context as _;
 use twinbft_app::{Application, ServiceOptions};
 use twinbft_config::{ClusterConfig, Durability};
-use twinbft_core::{Checkpoint, CoreConfig, Record, Recovered, Replica};
-use twinbft_types::{Digest, Epoch, Position, ReplicaId};
+use twinbft_core::{Checkpoint, CoreConfig, Record, Recovered, Replica, last_stable};
+use twinbft_types::{Digest, Epoch, Position, ReplicaId, Slot};
 
 use crate::driver::Link;
 use crate::genesis::Genesis;
@@ -78,7 +78,8 @@ impl Disk {
         };
         let base = match &memory {
             Memory::Lost => None,
-            Memory::Genesis(_) | Memory::Kept { .. } => bring(&mut *app, &journaled)?,
+            Memory::Genesis(_) => bring(&mut *app, &journaled, Slot(0))?,
+            Memory::Kept { records, .. } => bring(&mut *app, &journaled, last_stable(records))?,
         };
         if base.is_none()
             && let Some(checkpoint) = app.last_checkpoint()
@@ -212,14 +213,27 @@ impl Memory {
     }
 }
 
-/// Brings the service to a checkpoint of which the journal has the rest.
-fn bring(app: &mut dyn Application, journaled: &Journaled) -> anyhow::Result<Option<Base>> {
+/// Brings the service to a checkpoint of which the journal has the rest: the last stable one, or, when that is not there
+/// any more, the last one.
+fn bring(
+    app: &mut dyn Application,
+    journaled: &Journaled,
+    stable: Slot,
+) -> anyhow::Result<Option<Base>> {
     if let Some(stands) = app.last_checkpoint() {
+        if stable > Slot(0)
+            && stable < stands.slot
+            && let Some(checkpoint) = journaled.checkpoint(stable)
+            && app.go_back(stable)?
+        {
+            let stands = app.last_checkpoint().expect("it stands there");
+            return Ok(Some((checkpoint, stands.digest)));
+        }
         let checkpoint = journaled.checkpoint(stands.slot);
         return Ok(checkpoint.map(|checkpoint| (checkpoint, stands.digest)));
     }
     // A service without files of its own may need nothing but the digest.
-    let Some((slot, digest)) = journaled.last_done() else {
+    let Some((slot, digest)) = journaled.done(stable) else {
         return Ok(None);
     };
     let Some(checkpoint) = journaled.checkpoint(slot) else {

@@ -236,6 +236,22 @@ impl Application for Kv {
         (checkpoint.slot > Slot(0)).then_some(checkpoint)
     }
 
+    fn go_back(&mut self, slot: Slot) -> Result<bool, AppError> {
+        assert!(
+            self.frozen.is_none() && self.overlay.writes.is_empty(),
+            "only a start goes back"
+        );
+        if self.base.checkpoint.slot == slot {
+            return Ok(true);
+        }
+        let Some(view) = self.store.go_back(&self.base, slot)? else {
+            return Ok(false);
+        };
+        self.base = Arc::new(view);
+        self.executed = slot;
+        Ok(true)
+    }
+
     fn snapshot(&mut self) -> Result<Option<Arc<dyn Snapshot>>, AppError> {
         let view = Arc::clone(self.newest_view());
         let at_genesis = view.checkpoint.slot == Slot(0);

@@ -14,7 +14,7 @@ use redb::{
 };
 use twinbft_types::{Digest, Slot};
 
-use crate::application::Checkpoint;
+use crate::application::{CHECKPOINTS_KEPT, Checkpoint};
 use crate::error::AppError;
 use crate::kv::backend::Backend;
 use crate::kv::overlay::{Overlay, Written};
@@ -204,15 +204,69 @@ impl Store {
         &self,
         body: impl FnOnce(&mut Tables<'_>) -> Result<T, redb::Error>,
     ) -> Result<T, redb::Error> {
+        let txn = self.begin()?;
+        let result = body(&mut Tables::open(&txn)?)?;
+        txn.commit()?;
+        Ok(result)
+    }
+
+    fn begin(&self) -> Result<WriteTransaction, redb::Error> {
         let mut txn = self.database.begin_write()?;
         // Without this, a file as large as the state would be walked after every kill.
         txn.set_quick_repair(true);
-        let result = {
+        Ok(txn)
+    }
+
+    /// Runs a durable transaction after which the state before it, that of `base`, can still be gone back to. Gives what can.
+    fn transact_above(
+        &self,
+        base: &View,
+        body: impl FnOnce(&mut Tables<'_>) -> Result<(), redb::Error>,
+    ) -> Result<Vec<Earlier>, redb::Error> {
+        let txn = self.begin()?;
+        let savepoint = txn.persistent_savepoint()?;
+        let mut earlier = base.earlier.clone();
+        earlier.push(Earlier {
+            slot: base.checkpoint.slot,
+            savepoint,
+        });
+        let surplus = (earlier.len() + 1).saturating_sub(CHECKPOINTS_KEPT);
+        earlier.drain(..surplus);
+        // Also what an undone transaction has left.
+        let all: Vec<u64> = txn.list_persistent_savepoints()?.collect();
+        for id in all {
+            if !earlier.iter().any(|kept| kept.savepoint == id) {
+                txn.delete_persistent_savepoint(id)?;
+            }
+        }
+        {
             let mut tables = Tables::open(&txn)?;
-            body(&mut tables)?
-        };
+            let encoded: Vec<u8> = earlier.iter().flat_map(Earlier::encode).collect();
+            tables.meta.insert("earlier", &*encoded)?;
+            body(&mut tables)?;
+        }
         txn.commit()?;
-        Ok(result)
+        Ok(earlier)
+    }
+
+    /// Makes the state of an earlier checkpoint the file's own again, when it is kept.
+    pub(crate) fn go_back(
+        self: &Arc<Self>,
+        base: &View,
+        slot: Slot,
+    ) -> Result<Option<View>, AppError> {
+        let Some(earlier) = base.earlier.iter().find(|earlier| earlier.slot == slot) else {
+            return Ok(None);
+        };
+        let restore = || -> Result<(), redb::Error> {
+            let mut txn = self.begin()?;
+            let savepoint = txn.get_persistent_savepoint(earlier.savepoint)?;
+            txn.restore_savepoint(&savepoint)?;
+            txn.commit()?;
+            Ok(())
+        };
+        restore().map_err(failed("go back to an earlier checkpoint in", &self.path))?;
+        View::open(self).map(Some)
     }
 
     /// Brings the file from the checkpoint that `base` shows to `slot` in one transaction.
@@ -223,35 +277,60 @@ impl Store {
         slot: Slot,
     ) -> Result<View, AppError> {
         let mut tree = base.tree.clone();
-        self.transact(|tables| {
-            let mut dirty = Vec::with_capacity(overlay.writes.len());
-            for (key, write) in &overlay.writes {
-                match write {
-                    Some(written) => tables.put(key, written)?,
-                    None => drop(tables.entries.remove(&**key)?),
+        let earlier = self
+            .transact_above(base, |tables| {
+                let mut dirty = Vec::with_capacity(overlay.writes.len());
+                for (key, write) in &overlay.writes {
+                    match write {
+                        Some(written) => tables.put(key, written)?,
+                        None => drop(tables.entries.remove(&**key)?),
+                    }
+                    dirty.push((bucket_of(key), key, write));
                 }
-                dirty.push((bucket_of(key), key, write));
-            }
-            // In the order of the leaves table, so that neighbours are written together.
-            dirty.sort_unstable_by_key(|(bucket, key, _)| (*bucket, *key));
-            for (bucket, key, write) in &dirty {
-                match write {
-                    Some(written) => tables.put_leaf(*bucket, key, written)?,
-                    None => drop(tables.leaves.remove(&*leaf_key(*bucket, key))?),
+                // In the order of the leaves table, so that neighbours are written together.
+                dirty.sort_unstable_by_key(|(bucket, key, _)| (*bucket, *key));
+                for (bucket, key, write) in &dirty {
+                    match write {
+                        Some(written) => tables.put_leaf(*bucket, key, written)?,
+                        None => drop(tables.leaves.remove(&*leaf_key(*bucket, key))?),
+                    }
                 }
-            }
-            let summaries = rehash(tables, &dirty_buckets(&dirty, overlay), &tree, overlay)?;
-            for group in tree.update(&summaries) {
-                let encoded = tree.group(group).encode();
-                tables.groups.insert(group, &*encoded)?;
-            }
-            tables.stamp(Checkpoint {
-                slot,
-                digest: tree.digest(),
+                let summaries = rehash(tables, &dirty_buckets(&dirty, overlay), &tree, overlay)?;
+                for group in tree.update(&summaries) {
+                    let encoded = tree.group(group).encode();
+                    tables.groups.insert(group, &*encoded)?;
+                }
+                tables.stamp(Checkpoint {
+                    slot,
+                    digest: tree.digest(),
+                })
             })
-        })
-        .map_err(failed("write a checkpoint to", &self.path))?;
-        View::of(self, tree, slot).map_err(failed("read", &self.path))
+            .map_err(failed("write a checkpoint to", &self.path))?;
+        View::of(self, tree, slot, earlier).map_err(failed("read", &self.path))
+    }
+}
+
+/// A checkpoint that the file can go back to.
+#[derive(Clone, Copy, Debug)]
+struct Earlier {
+    slot: Slot,
+    savepoint: u64,
+}
+
+impl Earlier {
+    const BYTES: usize = 16;
+
+    fn encode(&self) -> impl Iterator<Item = u8> + use<> {
+        let [slot, savepoint] = [self.slot.0, self.savepoint].map(u64::to_le_bytes);
+        slot.into_iter().chain(savepoint)
+    }
+
+    fn decode(bytes: &[u8]) -> Self {
+        let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+        Self {
+            slot: Slot(number(0)),
+            savepoint: number(8),
+        }
     }
 }
 
@@ -315,12 +394,19 @@ pub(crate) struct View {
     leaves: ReadBytesTable,
     pub(crate) tree: Tree,
     pub(crate) checkpoint: Checkpoint,
+    /// What the file can go back to, the oldest first. Invariant: fewer than [`CHECKPOINTS_KEPT`].
+    earlier: Vec<Earlier>,
     /// The tables read what this keeps.
     _txn: ReadTransaction,
 }
 
 impl View {
-    fn of(store: &Arc<Store>, tree: Tree, slot: Slot) -> Result<Self, redb::Error> {
+    fn of(
+        store: &Arc<Store>,
+        tree: Tree,
+        slot: Slot,
+        earlier: Vec<Earlier>,
+    ) -> Result<Self, redb::Error> {
         let txn = store.database.begin_read()?;
         Ok(Self {
             store: Arc::clone(store),
@@ -331,6 +417,7 @@ impl View {
                 digest: tree.digest(),
             },
             tree,
+            earlier,
             _txn: txn,
         })
     }
@@ -338,7 +425,8 @@ impl View {
     /// Reads the checkpoint that a file holds: genesis when it is new.
     pub(crate) fn open(store: &Arc<Store>) -> Result<Self, AppError> {
         let (tree, slot, digest) = Self::read_tree(store).map_err(failed("read", &store.path))?;
-        let view = Self::of(store, tree, slot).map_err(failed("read", &store.path))?;
+        let earlier = Self::read_earlier(store).map_err(failed("read", &store.path))?;
+        let view = Self::of(store, tree, slot, earlier).map_err(failed("read", &store.path))?;
         if digest.is_some_and(|digest| digest != view.checkpoint.digest) {
             return Err(AppError::Corrupt {
                 path: store.path.clone(),
@@ -346,6 +434,21 @@ impl View {
             });
         }
         Ok(view)
+    }
+
+    /// What the file says that it can go back to, as far as it can: going back has taken away what came after.
+    fn read_earlier(store: &Store) -> Result<Vec<Earlier>, redb::Error> {
+        let txn = store.database.begin_read()?;
+        let meta = txn.open_table(META)?;
+        let encoded = meta.get("earlier")?;
+        let encoded = encoded.as_ref().map_or(&[][..], |e| e.value());
+        let earlier = encoded.chunks_exact(Earlier::BYTES).map(Earlier::decode);
+        let kept: Vec<u64> = store
+            .database
+            .begin_write()?
+            .list_persistent_savepoints()?
+            .collect();
+        Ok(earlier.filter(|e| kept.contains(&e.savepoint)).collect())
     }
 
     fn read_tree(store: &Store) -> Result<(Tree, Slot, Option<Digest>), redb::Error> {

@@ -74,3 +74,37 @@ fn a_full_disk_stops_the_node_and_leaves_the_checkpoint_before() {
     assert_eq!(kv.last_checkpoint(), Some(expected));
     assert_eq!(kv.digest_by_full_pass().expect("readable"), digest);
 }
+
+/// Protocol.md 8, row 2: a start stands at the last stable checkpoint, though this twin has made others since.
+#[test]
+fn the_last_checkpoints_can_be_gone_back_to() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let open = || Kv::open(directory.path(), Durability::Memory, KvOptions::default());
+    let mut kv = open().expect("new");
+    let mut digests = Vec::new();
+    for slot in 1..=5 {
+        fill(&mut kv, slot);
+        digests.push(kv.checkpoint(Slot(slot)).expect("the disk has room"));
+    }
+    drop(kv);
+    let mut kv = open().expect("whole");
+    assert!(!kv.go_back(Slot(2)).expect("readable"), "no longer kept");
+    assert_eq!(kv.last_checkpoint().expect("made").slot, Slot(5));
+    assert!(kv.go_back(Slot(4)).expect("readable"));
+    assert!(kv.go_back(Slot(3)).expect("readable"));
+    assert!(!kv.go_back(Slot(5)).expect("readable"), "it is undone");
+    drop(kv);
+    let mut kv = open().expect("whole");
+    let stands = kv.last_checkpoint().expect("made");
+    assert_eq!((stands.slot, stands.digest), (Slot(3), digests[2]));
+    assert_eq!(kv.digest_by_full_pass().expect("readable"), digests[2]);
+    for slot in 4..=8 {
+        fill(&mut kv, slot);
+        let digest = kv.checkpoint(Slot(slot)).expect("the disk has room");
+        assert!(slot > 5 || digest == digests[usize::try_from(slot).expect("small") - 1]);
+    }
+    drop(kv);
+    let mut kv = open().expect("whole");
+    assert!(kv.go_back(Slot(6)).expect("readable"));
+    assert_eq!(kv.last_checkpoint().expect("made").slot, Slot(6));
+}

@@ -21,7 +21,7 @@ use super::slots::SlotData;
 use crate::config::CoreConfig;
 use crate::hostlog::HostLog;
 use crate::io::{Checkpoint, Effect, Effects};
-use crate::record::Record;
+use crate::record::{Record, last_stable};
 use crate::session::SessionTable;
 
 /// Posts that are held back at most; the oldest give way. They are signatures and results, which are asked for again.
@@ -259,6 +259,7 @@ impl Recovery {
     fn new(records: Vec<Record>, until: Position, epoch: Epoch) -> Self {
         let mut recovery = Self {
             phase: Phase::Replaying { until },
+            stable: last_stable(&records),
             ..Self::default()
         };
         // What was promised before the host forgot, until it has taken part again.
@@ -300,7 +301,7 @@ impl Recovery {
                     slot,
                     history,
                 } => recovery.installed = Some((view, slot, history)),
-                Record::Stable { slot, .. } => recovery.stable = recovery.stable.max(slot),
+                Record::Stable { .. } => {}
             }
         }
         recovery.memory = if recovery.remembers || before.as_ref().is_some_and(|b| b.2) {

@@ -5,13 +5,14 @@
 //! crash is in it. A checkpoint adds the sessions that changed since the one before; when most of the file is old,
 //! and at every start, it is written anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
+use twinbft_app::CHECKPOINTS_KEPT;
 use twinbft_core::{Checkpoint, SessionImage};
 use twinbft_types::{Digest, Slot};
 
@@ -58,8 +59,9 @@ pub struct Journal {
     synced: bool,
     file: File,
     bytes: u64,
-    /// The checkpoint that was written last, and whether the service has it.
-    last: Option<(Checkpoint, Option<Digest>)>,
+    /// The checkpoints that were written last, and whether the service has them, oldest first: as many as a start of the
+    /// service may stand at. Invariant: at most [`CHECKPOINTS_KEPT`].
+    last: VecDeque<(Checkpoint, Option<Digest>)>,
 }
 
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
@@ -125,16 +127,21 @@ impl Journaled {
         })
     }
 
-    /// The last checkpoint that the service has made durable, with the digest of its state.
+    /// The checkpoint of this slot that the service has made durable, or else the last one, with the digest of its state.
     #[must_use]
-    pub fn last_done(&self) -> Option<(Slot, Digest)> {
-        self.lines.iter().rev().find_map(|line| match line {
-            Line::Done { slot, digest } => Some((*slot, *digest)),
-            Line::Session { .. }
-            | Line::Gone { .. }
-            | Line::Floor { .. }
-            | Line::Checkpoint { .. } => None,
-        })
+    pub fn done(&self, wanted: Slot) -> Option<(Slot, Digest)> {
+        let done = || {
+            self.lines.iter().rev().filter_map(|line| match line {
+                Line::Done { slot, digest } => Some((*slot, *digest)),
+                Line::Session { .. }
+                | Line::Gone { .. }
+                | Line::Floor { .. }
+                | Line::Checkpoint { .. } => None,
+            })
+        };
+        done()
+            .find(|(slot, _)| *slot == wanted)
+            .or_else(|| done().next())
     }
 }
 
@@ -150,8 +157,9 @@ impl Journal {
         base: Option<(Checkpoint, Digest)>,
     ) -> Result<Self, StorageError> {
         fs::create_dir_all(dir).map_err(failed("creating", dir))?;
-        let last = base.map(|(checkpoint, digest)| (checkpoint, Some(digest)));
-        let (file, bytes) = write_anew(dir, owner, synced, last.as_ref())?;
+        let base = base.map(|(checkpoint, digest)| (checkpoint, Some(digest)));
+        let last = base.into_iter().collect();
+        let (file, bytes) = write_anew(dir, owner, synced, &last)?;
         Ok(Self {
             dir: dir.to_owned(),
             owner,
@@ -168,16 +176,18 @@ impl Journal {
     /// When the disk fails; the node stops.
     pub fn write(&mut self, checkpoint: &Checkpoint) -> Result<(), StorageError> {
         let live = checkpoint.sessions.bytes() as u64;
-        if self.bytes > 2 * live + GARBAGE_BYTES_MAX {
-            let last = self.last.as_ref();
-            (self.file, self.bytes) = write_anew(&self.dir, self.owner, self.synced, last)?;
+        if self.bytes > (CHECKPOINTS_KEPT as u64 + 1) * live + GARBAGE_BYTES_MAX {
+            (self.file, self.bytes) = write_anew(&self.dir, self.owner, self.synced, &self.last)?;
         }
         let none = SessionImage::default();
-        let before = self.last.as_ref().map_or(&none, |(c, _)| &c.sessions);
+        let before = self.last.back().map_or(&none, |(c, _)| &c.sessions);
         let mut buffer = Vec::new();
         encode_checkpoint(before, checkpoint, self.bytes, &mut buffer);
         self.append(&buffer)?;
-        self.last = Some((checkpoint.clone(), None));
+        self.last.push_back((checkpoint.clone(), None));
+        if self.last.len() > CHECKPOINTS_KEPT {
+            self.last.pop_front();
+        }
         Ok(())
     }
 
@@ -186,7 +196,7 @@ impl Journal {
     /// # Errors
     /// When the disk fails; the node stops.
     pub fn done(&mut self, slot: Slot, digest: Digest) -> Result<(), StorageError> {
-        let (checkpoint, done) = self.last.as_mut().expect("written before");
+        let (checkpoint, done) = self.last.back_mut().expect("written before");
         assert_eq!(checkpoint.slot, slot, "one checkpoint after the other");
         *done = Some(digest);
         let mut buffer = Vec::new();
@@ -256,18 +266,21 @@ fn encode_checkpoint(before: &SessionImage, now: &Checkpoint, at: u64, buffer: &
     });
 }
 
-/// Replaces the file by one that holds a single checkpoint, or none.
+/// Replaces the file by one that holds these checkpoints alone.
 fn write_anew(
     dir: &Path,
     owner: Digest,
     synced: bool,
-    last: Option<&(Checkpoint, Option<Digest>)>,
+    last: &VecDeque<(Checkpoint, Option<Digest>)>,
 ) -> Result<(File, u64), StorageError> {
     let mut buffer = encode_header_of(MAGIC, 0, owner).to_vec();
     assert_eq!(buffer.len(), SEGMENT_HEADER_BYTES, "the format says so");
-    if let Some((checkpoint, done)) = last {
+    let none = SessionImage::default();
+    let mut before = &none;
+    for (checkpoint, done) in last {
         let at = buffer.len() as u64;
-        encode_checkpoint(&SessionImage::default(), checkpoint, at, &mut buffer);
+        encode_checkpoint(before, checkpoint, at, &mut buffer);
+        before = &checkpoint.sessions;
         if let Some(digest) = *done {
             let slot = checkpoint.slot;
             let at = buffer.len() as u64;
@@ -327,7 +340,7 @@ mod tests {
         assert_eq!(read.checkpoint(first.slot), Some(first.clone()));
         assert_eq!(read.checkpoint(second.slot), Some(second));
         assert_eq!(read.checkpoint(Slot(12)), None);
-        assert_eq!(read.last_done(), Some((first.slot, Digest([1; 32]))));
+        assert_eq!(read.done(Slot(0)), Some((first.slot, Digest([1; 32]))));
         // A start from the first one forgets the second.
         let base = (first.clone(), Digest([1; 32]));
         Journal::begin(dir.path(), OWNER, true, Some(base)).unwrap();
@@ -337,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_old_goes_and_the_checkpoint_before_stays() {
+    fn what_is_old_goes_and_the_two_checkpoints_before_stay() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::begin(dir.path(), OWNER, false, None).unwrap();
         for slot in 1..=40 {
@@ -347,7 +360,7 @@ mod tests {
             assert!(journal.bytes < 10 << 20);
         }
         let read = Journaled::read(dir.path(), OWNER).unwrap();
-        for slot in [39, 40] {
+        for slot in [38, 39, 40] {
             let found = read.checkpoint(Slot(slot)).unwrap();
             assert_eq!(
                 found.sessions.keys[&0].sessions[0].1[0],

@@ -1,8 +1,10 @@
 //! Crashes and restarts (protocol.md 8): a process dies between two records of its write-ahead log or at any time, and
 //! begins again with what its disk kept.
 
+use std::collections::VecDeque;
+
 use rand::RngExt;
-use twinbft_core::{Checkpoint, Record, Recovered, Replica};
+use twinbft_core::{Checkpoint, Record, Recovered, Replica, last_stable};
 use twinbft_types::{Digest, Position, ReplicaId, Slot};
 
 use super::loss::joined;
@@ -11,17 +13,40 @@ use crate::oracles::{Undone, Violation};
 use crate::scenario::{CrashPoint, Fault, Loss};
 use crate::service::Service;
 
+/// As many as the replica's services keep.
+const CHECKPOINTS_KEPT: usize = 3;
+
 /// What a twin has on its disk.
 #[derive(Clone, Debug, Default)]
 pub struct Disk {
     /// The write-ahead log: the first `synced` records survive everything but the disk's loss.
     pub records: Vec<Record>,
     pub synced: usize,
-    /// The last checkpoint of the service that is surely there, and one that may be.
-    pub checkpoint: Option<Kept>,
+    /// The last checkpoints of the service that are surely there, oldest first, and one that may be.
+    pub checkpoints: VecDeque<Kept>,
     pub unsure: Option<Kept>,
     /// Whether something that was revealed may be missing.
     pub is_unsure: bool,
+}
+
+impl Disk {
+    /// The checkpoint that may be there is.
+    pub fn settle_checkpoint(&mut self) {
+        self.checkpoints.extend(self.unsure.take());
+        while self.checkpoints.len() > CHECKPOINTS_KEPT {
+            self.checkpoints.pop_front();
+        }
+    }
+
+    /// Where a start stands: at the last stable checkpoint, or, without it, at the last one.
+    fn begin(&mut self) -> Option<Kept> {
+        let stable = last_stable(&self.records);
+        let is_stable = |kept: &Kept| kept.checkpoint.slot == stable;
+        if let Some(at) = self.checkpoints.iter().position(is_stable) {
+            self.checkpoints.truncate(at + 1);
+        }
+        self.checkpoints.back().cloned()
+    }
 }
 
 /// A checkpoint with all that a start from it needs.
@@ -94,8 +119,9 @@ impl World {
             }
             Loss::Disk => *disk = Disk::default(),
         }
-        if kept_unsure && loss != Loss::Disk && unsure.is_some() {
-            disk.checkpoint = unsure;
+        if kept_unsure && loss != Loss::Disk {
+            disk.unsure = unsure;
+            disk.settle_checkpoint();
         }
         disk.synced = disk.records.len();
         self.report.crashes += 1;
@@ -110,7 +136,7 @@ impl World {
         let seed = self.scenario.seed;
         let twin = &mut self.twins[index];
         let state = log.agreed_state();
-        let kept = twin.disk.checkpoint.clone();
+        let kept = twin.disk.begin();
         twin.service = kept.as_ref().map(|k| k.service.clone()).unwrap_or_default();
         twin.snapshots = kept
             .iter()

@@ -53,8 +53,14 @@ impl World {
                 if twin.life != life {
                     return Ok(());
                 }
-                if matches!(*input, Input::Checkpointed { .. } | Input::Restored { .. }) {
-                    twin.disk.checkpoint = twin.disk.unsure.take();
+                match *input {
+                    Input::Checkpointed { .. } => twin.disk.settle_checkpoint(),
+                    Input::Restored { .. } => {
+                        // It takes the place of the service's files.
+                        twin.disk.checkpoints.clear();
+                        twin.disk.settle_checkpoint();
+                    }
+                    _ => {}
                 }
                 self.step(to, *input)
             }
