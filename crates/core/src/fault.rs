@@ -84,12 +84,6 @@ pub enum PeerFault {
         /// Who sent it.
         from: ReplicaId,
     },
-    /// A slot beyond the high mark.
-    #[error("{from} sent something beyond the high mark")]
-    BeyondMarks {
-        /// Who sent it.
-        from: ReplicaId,
-    },
     /// A batch or operation above the limits.
     #[error("{from} sent a batch above the limits")]
     BatchTooLarge {
@@ -176,7 +170,6 @@ impl PeerFault {
             Self::TooFewSignatures { .. } => "too_few_signatures",
             Self::NotPrimary { .. } => "not_primary",
             Self::HistoryMismatch { .. } => "history_mismatch",
-            Self::BeyondMarks { .. } => "beyond_marks",
             Self::BatchTooLarge { .. } => "batch_too_large",
             Self::UnexpectedStatement { .. } => "unexpected_statement",
             Self::FetchTooLong { .. } => "fetch_too_long",

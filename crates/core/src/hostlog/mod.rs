@@ -648,11 +648,12 @@ impl HostLog {
             .map_or(twinbft_types::Attempt(0), |a| a.next())
     }
 
-    /// Twins that have posted ACCEPT with this history for a slot that is not accepted yet.
+    /// Twins other than `me` that have posted ACCEPT with this history for a slot that is not accepted yet. What an earlier
+    /// life of `me` has posted is the same vote as what it posts now.
     #[must_use]
-    pub fn equal_accepts(&self, slot: Slot, history: Digest) -> usize {
+    pub fn equal_accepts_of_siblings(&self, me: TwinId, slot: Slot, history: Digest) -> usize {
         self.accepts.get(&slot).map_or(0, |votes| {
-            votes.iter().filter(|(_, h)| *h == history).count()
+            votes.iter().filter(|v| v.0 != me && v.1 == history).count()
         })
     }
 

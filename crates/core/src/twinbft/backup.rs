@@ -181,7 +181,8 @@ impl Replica {
         }
         self.hear_of(slot);
         if slot > self.high_mark() {
-            return Err(PeerFault::BeyondMarks { from });
+            // No fault of the sender's: this twin lags, has heard of the slot, and fetches it.
+            return Ok(());
         }
         if self.is_too_large(&order) {
             return Err(PeerFault::BatchTooLarge { from });
@@ -277,7 +278,9 @@ impl Replica {
     /// protocol.md 3 for an ENDORSE that carries its signature). So it need not wait to read it back.
     fn foresee_acceptance(&mut self, view: View, slot: Slot, history: Digest, out: &mut Effects) {
         let shape = self.config.shape;
-        let is_last = self.log.equal_accepts(slot, history) + 1 == usize::from(shape.twins());
+        let me = self.config.twin();
+        let siblings = self.log.equal_accepts_of_siblings(me, slot, history);
+        let is_last = siblings + 1 == usize::from(shape.twins());
         if shape.unanimous() && is_last && self.views.left() <= view {
             self.backup.foreseen = self.backup.foreseen.max(slot);
             self.handle_accepted(view, slot, history, out);
