@@ -45,7 +45,8 @@ fn no_invariant_breaks_again_in_seeds_that_failed_once() {
 #[test]
 fn no_invariant_breaks_again_in_small_clusters_that_failed_once() {
     for seed in [
-        1404, 5889, 13334, 25301, 25439, 27278, 55783, 80219, 293417, 555296,
+        1404, 5889, 13334, 25301, 25439, 27278, 55783, 80219, 201211, 293417, 555296, 629087,
+        646547,
     ] {
         if let Err(violation) = run(Scenario::small(seed)) {
             panic!("small seed {seed}: {violation}");

@@ -216,11 +216,11 @@ impl Replica {
             view,
             results: macs.clone(),
         };
-        // 3, durability rule. With one host there is no other trace of what was executed.
-        if self.config.shape.hosts() == 1 || self.is_tentative() {
-            out.push(Effect::Persist(Record::Promise(entry.clone())));
-        }
         if !self.transfer.bridge.covers(slot) || self.config.shape.hosts() == 1 {
+            // 3, durability rule. With one host there is no other trace of what was executed.
+            if self.config.shape.hosts() == 1 || self.is_tentative() {
+                out.push(Effect::Persist(Record::Promise(entry.clone())));
+            }
             let replied = self.reply_early((view, slot), history, &macs, out);
             // When the replies are out, the siblings need these results for the record only.
             out.push(Effect::Post {

@@ -8,7 +8,8 @@ use twinbft_types::{
 
 use super::Replica;
 use crate::hostlog::Candidate;
-use crate::io::Effects;
+use crate::io::{Effect, Effects};
+use crate::record::Record;
 use crate::session::Standing;
 
 /// While this many slots are in flight, requests gather into a full batch first (4.2).
@@ -44,6 +45,8 @@ pub struct Leader {
     doubted: BTreeMap<Slot, Doubt>,
     /// Until then a follower's clock may be far ahead of this twin's.
     cautious_until_us: u64,
+    /// Undecided slots that were put into the write-ahead log when they were proposed, and their histories.
+    written: BTreeMap<Slot, Digest>,
 }
 
 /// What a NACK says about a candidate.
@@ -213,6 +216,7 @@ impl Replica {
                 request: request.clone(),
             })
             .collect();
+        self.write_proposal(&requests, tip, out);
         out.post(Entry::Propose {
             view,
             slot,
@@ -224,6 +228,33 @@ impl Replica {
         for body in bodies {
             out.post(body);
         }
+    }
+
+    /// 3, durability rule: a PROPOSE is the leader's vote, and rests on the slot. Of several hosts each that accepts has the
+    /// slot, so the leader may write it when it is decided; with one host nobody else does, and the follower whose ENDORSE
+    /// decides it may be the twin that loses its disk.
+    fn write_proposal(&mut self, requests: &[RequestRef], before: Tip, out: &mut Effects) {
+        if self.config.shape.hosts() > 1 {
+            return;
+        }
+        let proposed = self.leader.tip.expect("just set");
+        let found = requests.iter().map(|request| self.pool.find(request));
+        let Some(bodies) = found.map(|signed| Some(signed?.request.clone())).collect() else {
+            return;
+        };
+        out.push(Effect::Persist(Record::Slot {
+            slot: proposed.slot,
+            previous: before.history,
+            timestamp_us: proposed.timestamp_us,
+            bodies,
+            certificate: None,
+        }));
+        self.leader.written.insert(proposed.slot, proposed.history);
+    }
+
+    /// Whether this decided slot is in the write-ahead log since it was proposed.
+    pub(super) fn has_written(&self, slot: Slot, history: Digest) -> bool {
+        self.leader.written.get(&slot) == Some(&history)
     }
 
     /// 4.3: the leader withdraws a candidate that got a NACK. At once when a request is named (its client's
@@ -319,6 +350,7 @@ impl Replica {
         self.leader.tip = None;
         self.leader.withdrawing = None;
         self.leader.doubted.split_off(&from);
+        self.leader.written.split_off(&from);
         if self.is_leader() {
             for (client, seq) in requests.into_iter().rev() {
                 self.leader.enqueue_first(client, seq);
@@ -381,6 +413,7 @@ impl Replica {
             self.leader.withdrawing = None;
         }
         self.leader.doubted = self.leader.doubted.split_off(&slot.next());
+        self.leader.written = self.leader.written.split_off(&slot.next());
     }
 
     /// 4.3: `q` twins vouch for a request of a client that was NACKed.

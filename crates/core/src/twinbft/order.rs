@@ -23,6 +23,7 @@ impl Replica {
         candidate: Candidate,
         out: &mut Effects,
     ) {
+        let is_written = self.has_written(slot, candidate.history);
         self.leader_ordered(slot);
         self.note_sign_of_life();
         let private = self
@@ -51,7 +52,7 @@ impl Replica {
         }
         let is_complete = data.is_complete();
         // A follower that endorsed it has it in its write-ahead log already.
-        data.is_persisted = endorsed;
+        data.is_persisted = endorsed || is_written;
         self.slots.insert(slot, data);
         if is_complete {
             self.persist_slot(slot, out);
