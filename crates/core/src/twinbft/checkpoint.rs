@@ -367,6 +367,14 @@ impl Replica {
         }
     }
 
+    /// 3: what the log has certified while this twin was away is a decision, and lacks its signature: with m = q there is no
+    /// certificate without it, and the other hosts may wait for this one (5).
+    pub(super) fn sign_recalled_checkpoint(&mut self, out: &mut Effects) {
+        if let Some((slot, digest)) = self.log.certified_checkpoint() {
+            self.sign_decided(&Statement::Checkpoint { slot, digest }, true, out);
+        }
+    }
+
     /// Whether `Q` hosts agree on this checkpoint.
     pub(super) fn is_agreed(&self, slot: Slot, digest: Digest) -> bool {
         let quorum = self.config.shape.host_quorum();

@@ -441,6 +441,7 @@ impl Replica {
         self.mutes.begin_again();
         self.adopt_log(out);
         // The host may have certified in the meantime what this twin said before: nobody says it again.
+        self.sign_recalled_checkpoint(out);
         self.poll_stable(out);
     }
 
@@ -735,6 +736,7 @@ impl Replica {
                 out.push(Effect::Post { entry, lazy });
             }
         }
+        self.sign_recalled_checkpoint(out);
         if let Some(view) = self.log.live_view().filter(|_| !self.log.is_primary()) {
             // 6: an ACK is sent again until superseded; its signatures may lie below the log's head.
             let (slot, history) = self.log.accepted();
