@@ -8,12 +8,13 @@
 mod cases;
 mod check;
 mod lies;
+mod lies_views;
 mod model;
 mod mutation;
 mod state;
 mod step;
 
-pub use cases::{CASES, Case, Schedules};
+pub use cases::{About, Begins, CASES, Case, Schedules};
 pub use check::{Outcome, check};
 pub use model::{Action, Model};
 pub use state::State;

@@ -4,29 +4,34 @@
 use std::sync::Arc;
 
 use twinbft_core::hostlog::HostLog;
+use twinbft_sim::BEGINNING_US;
 use twinbft_types::wire::{OrderMessage, PeerMessage};
 use twinbft_types::{
     Attempt, Certificate, Digest, Domain, Entry, HostId, Incarnation, Position, ProcessId,
     ReplicaId, RequestRef, ResultMac, Signed, Slot, Statement, View, batch_digest, history,
 };
 
+use crate::cases::About;
 use crate::model::Model;
 use crate::state::State;
-use crate::step::BEGINNING_US;
 
 /// A lie.
 #[derive(Clone, Debug)]
 pub enum Lie {
     Post(Entry),
     Send(ReplicaId, Arc<PeerMessage>),
+    SendToAll(Arc<PeerMessage>),
 }
 
 /// No slot's history.
-const NOWHERE: Digest = Digest([7; 32]);
+pub const NOWHERE: Digest = Digest([7; 32]);
 
 impl Model {
     /// All that it could say now, in a fixed order.
     pub(crate) fn lies(&self, state: &State, index: usize) -> Vec<Lie> {
+        if self.case.about == About::Views {
+            return self.lies_about_views(state, index);
+        }
         // What it has read of its own host's log.
         let log = state.nodes[index].core.host_log();
         let me = self.id(index);
@@ -49,7 +54,7 @@ impl Model {
     }
 
     /// As a leader: another batch for the next slot, or for one that has a candidate, with a new attempt number or not.
-    fn proposals(&self, log: &HostLog, me: ReplicaId, entries: &mut Vec<Entry>) {
+    pub(crate) fn proposals(&self, log: &HostLog, me: ReplicaId, entries: &mut Vec<Entry>) {
         let Some(view) = log
             .live_view()
             .filter(|view| self.shape.leader(*view) == me)
@@ -182,7 +187,7 @@ impl Model {
         });
     }
 
-    fn signed_by(&self, me: ReplicaId, statement: &Statement) -> Signed {
+    pub(crate) fn signed_by(&self, me: ReplicaId, statement: &Statement) -> Signed {
         Signed {
             host: me.host,
             incarnation: Incarnation(0),
@@ -219,6 +224,20 @@ impl Model {
         ]
     }
 
+    /// A certificate that only this twin signs, once under its own name and once under each sibling's.
+    pub(crate) fn self_certified(&self, signed: Signed, index: usize) -> Certificate {
+        let own = self.rings[index].sign(self.shape, &signed);
+        let authenticators = self.shape.all_twins().map(|twin| {
+            let mut copy = own.clone();
+            copy.twin = twin;
+            copy
+        });
+        Certificate {
+            authenticators: authenticators.collect(),
+            signed,
+        }
+    }
+
     /// ORDERs that only this twin signs, once under its own name and once under its sibling's, for each other twin.
     fn false_orders(&self, log: &HostLog, index: usize) -> Vec<Lie> {
         let me = self.id(index);
@@ -238,17 +257,8 @@ impl Model {
             history: history(previous, slot, batch_digest(&requests), timestamp_us),
         };
         let signed = self.signed_by(me, &statement);
-        let own = self.rings[index].sign(self.shape, &signed);
-        let authenticators = self.shape.all_twins().map(|twin| {
-            let mut copy = own.clone();
-            copy.twin = twin;
-            copy
-        });
         let order = Arc::new(PeerMessage::Order(OrderMessage {
-            certificate: Certificate {
-                signed,
-                authenticators: authenticators.collect(),
-            },
+            certificate: self.self_certified(signed, index),
             timestamp_us,
             bodies,
         }));

@@ -11,7 +11,7 @@ use twinbft_types::{
     Shape, SignedRequest,
 };
 
-use crate::cases::{Case, Schedules};
+use crate::cases::{About, Begins, Case, Schedules};
 use crate::lies::Lie;
 use crate::state::{Left, Node, Postbox, Reached, State};
 
@@ -43,6 +43,8 @@ pub enum Action {
     TimeOutBut(u8),
     /// The Byzantine twin does not post what it would have posted next.
     Withhold,
+    /// It posts now what it has held back.
+    PostLate,
     /// The Byzantine twin lies: the number of the lie in this state; it may take the place of what it would have posted.
     Lie(usize, bool),
     /// A message arrives, by its number in the order of sending.
@@ -51,6 +53,8 @@ pub enum Action {
     Delay(usize),
     /// A message is lost.
     Lose(usize),
+    /// Nothing is under way, and a moment passes.
+    Moment,
     /// Messages to a host wait.
     Hold(u8),
     /// They arrive again.
@@ -131,6 +135,8 @@ impl Model {
                 now_us: 1,
                 read: 0,
                 posts: Default::default(),
+                held_back: None,
+                durable: Default::default(),
                 is_down: false,
             }
         });
@@ -154,7 +160,9 @@ impl Model {
                     Schedules::Appends | Schedules::Deliveries => 0,
                     Schedules::Delayed(delays) => delays,
                 },
+                moments: self.case.moments,
             },
+            is_news: true,
             reached: Reached::default(),
             violation: None,
         }
@@ -184,6 +192,18 @@ impl Model {
 
     /// Whatever can only go one way goes that way.
     fn settle(&self, state: &mut State) {
+        self.settle_posts(state);
+        if matches!(self.case.schedules, Schedules::Delayed(_)) {
+            while state.violation.is_none() && !self.can_choose(state) && self.goes_on(state) {
+                self.settle_posts(state);
+            }
+        }
+        state.print_changed();
+    }
+
+    /// What is posted and can be read is appended and read, and timers that are due are handled.
+    fn settle_posts(&self, state: &mut State) {
+        let mut timers = TIMERS_MAX;
         while state.violation.is_none() {
             let reader = (0..state.nodes.len())
                 .find(|index| self.can_read(state, *index) && self.only_reads(state, *index));
@@ -191,18 +211,106 @@ impl Model {
                 self.read(state, index);
                 continue;
             }
-            // 2: the broker takes a correct twin's post at once, unless all orders of appends are tried.
-            let poster = (0..state.nodes.len())
-                .filter(|_| self.case.schedules != Schedules::Appends)
-                .find(|index| self.posts_at_once(state, *index));
-            let Some(index) = poster else {
+            if self.case.schedules == Schedules::Appends {
                 break;
-            };
-            let bytes = state.nodes[index].posts.pop_front().expect("it has one");
-            self.append(state, self.id(index), bytes);
+            }
+            // 2: the broker takes a correct twin's post at once, unless all orders of appends are tried.
+            let poster = (0..state.nodes.len()).find(|index| self.posts_at_once(state, *index));
+            if let Some(index) = poster {
+                let bytes = state.nodes[index].posts.pop_front().expect("it has one");
+                self.append(state, self.id(index), bytes);
+                continue;
+            }
+            let is_due = |index: &usize| state.nodes[*index].is_timer_due();
+            let due = (0..state.nodes.len()).find(is_due);
+            match due.filter(|_| timers > 0 && self.waits_for_nothing()) {
+                Some(index) => self.step(state, index, Input::Timer),
+                None => break,
+            }
+            timers -= 1;
         }
         state.forget_read(usize::from(self.case.twins));
-        state.print_changed();
+    }
+
+    /// Whether a timer that is due is handled before the next message arrives.
+    const fn waits_for_nothing(&self) -> bool {
+        matches!(self.case.schedules, Schedules::Delayed(_))
+    }
+
+    /// Whether something else can happen than that the next message arrives.
+    fn can_choose(&self, state: &State) -> bool {
+        let left = state.left;
+        let may_say = |index: usize| {
+            let node = &state.nodes[index];
+            let has_more = left.lies > 0 || node.held_back.is_some();
+            has_more && (state.is_news || !node.posts.is_empty())
+        };
+        left.timeouts > 0
+            || left.delays > 0
+            || state.held != 0
+            || self.byzantine().is_some_and(may_say)
+    }
+
+    /// The next message arrives, or a moment passes in which there is none. Answers whether that was so.
+    fn goes_on(&self, state: &mut State) -> bool {
+        if let Some(number) = Self::next_letter(state) {
+            self.deliver(state, number);
+            return true;
+        }
+        if state.left.moments == 0 {
+            return false;
+        }
+        Self::pass_moment(state);
+        true
+    }
+
+    fn pass_moment(state: &mut State) {
+        state.left.moments -= 1;
+        for node in &mut state.nodes {
+            node.now_us += MOMENT_US;
+        }
+    }
+
+    fn deliver(&self, state: &mut State, number: usize) {
+        let letter = state.letters.remove(number).expect("it is under way");
+        let input = Input::Peer {
+            from: letter.from,
+            message: Arc::unwrap_or_clone(letter.message),
+        };
+        self.step(state, self.index(letter.to), input);
+    }
+
+    /// The time of all hosts but one runs out, and that of the clients.
+    fn time_out_but(&self, state: &mut State, patient: HostId) {
+        state.left.timeouts -= 1;
+        for id in self.shape.receivers(patient) {
+            self.time_out(state, self.index(id));
+        }
+        if self.case.asked_again {
+            let later = usize::from(self.case.later);
+            for number in 0..self.requests.len() {
+                let is_new = number >= self.requests.len() - later;
+                self.ask(state, number, !is_new, self.shape.all_replicas());
+            }
+        }
+    }
+
+    /// A client sends its request.
+    fn ask(
+        &self,
+        state: &mut State,
+        number: usize,
+        retransmission: bool,
+        to: impl Iterator<Item = ReplicaId>,
+    ) {
+        for id in to {
+            let input = Input::Request {
+                request: self.signed(number, id.host),
+                retransmission,
+                leader_alone: false,
+            };
+            self.step(state, self.index(id), input);
+        }
     }
 
     fn posts_at_once(&self, state: &State, index: usize) -> bool {
@@ -214,6 +322,31 @@ impl Model {
     fn next_letter(state: &State) -> Option<usize> {
         let arrives = |to: ReplicaId| state.held >> to.host.0 & 1 == 0;
         state.letters.iter().position(|letter| arrives(letter.to))
+    }
+
+    /// [`Begins::TimeIsOut`]: nothing can be chosen before.
+    fn prepare(&self, state: &mut State, messages: usize, deaf: Option<u8>) {
+        let left = state.left;
+        state.left = Left::default();
+        let hears = |state: &mut State| {
+            self.settle_posts(state);
+            state
+                .letters
+                .retain(|letter| Some(letter.to.host.0) != deaf);
+        };
+        hears(state);
+        for _ in 0..messages {
+            if !self.goes_on(state) {
+                break;
+            }
+            hears(state);
+        }
+        state.left = left;
+        let patient = self
+            .case
+            .patient
+            .expect("a case that names the patient host");
+        self.time_out_but(state, HostId(patient));
     }
 
     fn schedule_appends(&self, state: &State, actions: &mut Vec<Action>) {
@@ -242,6 +375,8 @@ impl Model {
             if state.left.delays > 0 {
                 actions.extend([Action::Delay(letter), Action::Lose(letter)]);
             }
+        } else if state.left.moments > 0 && state.left.timeouts == 0 {
+            actions.push(Action::Moment);
         }
         for host in 0..self.case.hosts {
             let is_held = state.held >> host & 1 == 1;
@@ -250,12 +385,18 @@ impl Model {
             } else if state.left.delays > 0 {
                 actions.push(Action::Hold(host));
             }
-            if state.left.timeouts > 0 {
+            if state.left.timeouts > 0 && self.case.patient.is_none_or(|patient| patient == host) {
                 actions.push(Action::TimeOutBut(host));
             }
         }
     }
 }
+
+/// Timers that are handled at one time at most; a deadline that stays in the past is the simulator's to find.
+const TIMERS_MAX: u32 = 64;
+
+/// A moment: longer than whatever is said or asked for again for the first time waits, and than two WISHes lie apart.
+const MOMENT_US: u64 = 50_000;
 
 impl stateright::Model for Model {
     type State = State;
@@ -264,19 +405,15 @@ impl stateright::Model for Model {
     fn init_states(&self) -> Vec<State> {
         crate::mutation::take_out(self.without);
         let mut state = self.genesis();
-        for number in 0..self.requests.len() {
-            for id in self.shape.all_replicas() {
-                let retransmission = self.case.retransmitted && number == 0;
-                if id.host != HostId(0) && !retransmission {
-                    continue;
-                }
-                let input = Input::Request {
-                    request: self.signed(number, id.host),
-                    retransmission,
-                    leader_alone: false,
-                };
-                self.step(&mut state, self.index(id), input);
-            }
+        let later = usize::from(self.case.later);
+        for number in 0..self.requests.len() - later {
+            let retransmission = self.case.retransmitted && number == 0;
+            let to = self.shape.all_replicas();
+            let to = to.filter(|id| id.host == HostId(0) || retransmission);
+            self.ask(&mut state, number, retransmission, to);
+        }
+        if let Begins::TimeIsOut { messages, deaf } = self.case.begins {
+            self.prepare(&mut state, messages, deaf);
         }
         self.settle(&mut state);
         vec![state]
@@ -292,9 +429,18 @@ impl stateright::Model for Model {
                 self.schedule_messages(state, actions);
             }
         }
-        if let Some(index) = self.byzantine()
-            && state.left.lies > 0
-        {
+        let Some(index) = self.byzantine() else {
+            return;
+        };
+        // What it could say before something happened elsewhere, it could say as well then.
+        let ordered = matches!(self.case.schedules, Schedules::Delayed(_));
+        if ordered && !state.is_news && state.nodes[index].posts.is_empty() {
+            return;
+        }
+        if state.nodes[index].held_back.is_some() {
+            actions.push(Action::PostLate);
+        }
+        if state.left.lies > 0 {
             let has_posts = !state.nodes[index].posts.is_empty();
             if has_posts {
                 actions.push(Action::Withhold);
@@ -311,6 +457,7 @@ impl stateright::Model for Model {
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
         crate::mutation::take_out(self.without);
         let mut state = last.clone();
+        state.is_news = false;
         match action {
             Action::Append(index) => {
                 let bytes = state.nodes[index].posts.pop_front()?;
@@ -321,15 +468,19 @@ impl stateright::Model for Model {
                 state.left.timeouts -= 1;
                 self.time_out(&mut state, index);
             }
-            Action::TimeOutBut(host) => {
-                state.left.timeouts -= 1;
-                for id in self.shape.receivers(HostId(host)) {
-                    self.time_out(&mut state, self.index(id));
-                }
-            }
+            Action::TimeOutBut(host) => self.time_out_but(&mut state, HostId(host)),
             Action::Withhold => {
                 state.left.lies -= 1;
-                state.nodes[self.byzantine()?].posts.pop_front()?;
+                let node = &mut state.nodes[self.byzantine()?];
+                let bytes = node.posts.pop_front()?;
+                if self.case.about == About::Views {
+                    node.held_back.get_or_insert(bytes);
+                }
+            }
+            Action::PostLate => {
+                let index = self.byzantine()?;
+                let bytes = state.nodes[index].held_back.take()?;
+                self.append(&mut state, self.id(index), bytes);
             }
             Action::Lie(number, instead) => {
                 let index = self.byzantine()?;
@@ -344,16 +495,21 @@ impl stateright::Model for Model {
                         self.append(&mut state, self.id(index), bytes);
                     }
                     Lie::Send(to, message) => self.send(&mut state, index, to, message),
+                    Lie::SendToAll(message) => {
+                        for to in self.shape.receivers(self.id(index).host) {
+                            self.send(&mut state, index, to, message.clone());
+                        }
+                    }
+                }
+                // A lie that changes nothing is none: what may happen then may happen without it.
+                self.settle_posts(&mut state);
+                state.print_changed();
+                if state.cluster_print() == last.cluster_print() {
+                    return None;
                 }
             }
-            Action::Deliver(number) => {
-                let letter = state.letters.remove(number)?;
-                let input = Input::Peer {
-                    from: letter.from,
-                    message: Arc::unwrap_or_clone(letter.message),
-                };
-                self.step(&mut state, self.index(letter.to), input);
-            }
+            Action::Deliver(number) => self.deliver(&mut state, number),
+            Action::Moment => Self::pass_moment(&mut state),
             Action::Delay(number) => {
                 state.left.delays -= 1;
                 let letter = state.letters.remove(number)?;

@@ -6,19 +6,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use twinbft_core::{Effect, Effects, Execute, Input, Tick};
-use twinbft_sim::check_event;
+use twinbft_core::{Effect, Effects, Execute, Input, Record, Tick};
+use twinbft_sim::{BEGINNING_US, certificate_in, check_event};
 use twinbft_types::wire::{Outcome, PeerMessage, Reply};
 use twinbft_types::{
-    Certificate, Digest, Domain, Entry, Position, ProcessId, ReplicaId, Signed, Statement, View,
-    from_canonical,
+    Digest, Domain, Entry, Position, ProcessId, ReplicaId, Request, Signed, Statement, View,
+    batch_digest, from_canonical, history,
 };
 
 use crate::model::Model;
 use crate::state::{Letter, Postbox, State, print};
-
-/// The wall clock when the monotonic one is at 0.
-pub const BEGINNING_US: u64 = 1_700_000_000_000_000;
 
 impl Model {
     pub(crate) fn index(&self, id: ReplicaId) -> usize {
@@ -74,6 +71,7 @@ impl Model {
         }
         state.nodes[index].print = None;
         state.nodes[index].core = core;
+        state.is_news |= self.is_byzantine(index);
     }
 
     fn carry_out(
@@ -85,6 +83,7 @@ impl Model {
     ) {
         match effect {
             Effect::Post { entry, .. } => {
+                self.check_holds(state, index, &entry);
                 let bytes = Bytes::from(twinbft_types::canonical(&entry));
                 state.nodes[index].posts.push_back(bytes);
             }
@@ -111,6 +110,18 @@ impl Model {
             }
             // Nothing is executed before it is committed in these cases.
             Effect::Rollback { .. } => state.fail("what is committed was undone"),
+            Effect::Persist(Record::Slot {
+                slot,
+                previous,
+                timestamp_us,
+                bodies,
+                ..
+            }) => {
+                let requests: Vec<_> = bodies.iter().map(Request::reference).collect();
+                let history = history(previous, slot, batch_digest(&requests), timestamp_us);
+                let durable = &mut state.nodes[index].durable;
+                durable.insert(history, (slot, previous));
+            }
             // Nobody crashes, nothing is trimmed and no state is transferred in so few steps.
             Effect::Persist(_)
             | Effect::Trim { .. }
@@ -123,6 +134,33 @@ impl Model {
             | Effect::Answer { .. }
             | Effect::Refuse { .. }
             | Effect::RefuseQuery { .. } => {}
+        }
+    }
+
+    /// 6: whoever proposes, endorses or accepts the log with which a view begins has its slots durably.
+    fn check_holds(&self, state: &mut State, index: usize, entry: &Entry) {
+        if self.is_byzantine(index) {
+            return;
+        }
+        let id = self.id(index);
+        let log = match *entry {
+            Entry::NvPropose { slot, history, .. } | Entry::NvAccept { slot, history, .. } => {
+                Some((slot, history))
+            }
+            Entry::NvEndorse { proposal, .. } => {
+                let log = state.hosts[usize::from(id.host.0)].observer.log();
+                let mut open = log.nv_proposals();
+                let found = open.find(|open| open.position == proposal);
+                found.map(|found| (found.slot, found.history))
+            }
+            _ => None,
+        };
+        if let Some((slot, history)) = log
+            && !state.nodes[index].holds(slot, history)
+        {
+            state.fail(&format!(
+                "{id} votes for a log up to slot {slot} that it does not hold"
+            ));
         }
     }
 
@@ -241,6 +279,8 @@ impl Model {
         let observer = Arc::make_mut(&mut postbox.observer);
         let read = observer.read(sender.twin, entry.as_ref());
         postbox.print = None;
+        let liar = self.case.byzantine.map(|id| id.host);
+        state.is_news |= liar == Some(sender.host);
         postbox.unread.push_back((sender.twin, bytes));
         if let Err(violation) = read {
             state.fail(&violation.to_string());
@@ -280,9 +320,7 @@ impl Model {
     pub(crate) fn time_out(&self, state: &mut State, index: usize) {
         state.nodes[index].now_us += self.tuning.suspect_after_us + 1;
         for _ in 0..TIMERS_MAX {
-            let node = &state.nodes[index];
-            let is_due = node.core.deadline().is_some_and(|at| at <= node.now_us);
-            if !is_due {
+            if !state.nodes[index].is_timer_due() {
                 return;
             }
             self.step(state, index, Input::Timer);
@@ -324,23 +362,5 @@ impl State {
                 postbox.begin += 1;
             }
         }
-    }
-}
-
-fn certificate_in(message: &PeerMessage) -> Option<&Certificate> {
-    match message {
-        PeerMessage::Order(order) => Some(&order.certificate),
-        PeerMessage::Certificate(certificate) => Some(certificate),
-        PeerMessage::Forward(forward) => Some(&forward.certificate),
-        PeerMessage::FetchSlots { .. }
-        | PeerMessage::FetchSlotResult { .. }
-        | PeerMessage::FetchNewView { .. }
-        | PeerMessage::FetchChain { .. }
-        | PeerMessage::FetchCheckpoint { .. }
-        | PeerMessage::Checkpoint(_)
-        | PeerMessage::FetchChunk(_)
-        | PeerMessage::FetchReport { .. }
-        | PeerMessage::Chunk(_)
-        | PeerMessage::Chain(_) => None,
     }
 }

@@ -21,10 +21,11 @@ mod world;
 
 pub use cast::{CLIENTS_MAX, Cast};
 pub use oracles::{Observer, Truth, Violation, check_event};
+pub use replica::BEGINNING_US;
 pub use scenario::{Edit, Scenario};
 pub use shrink::{Smallest, run_caught, shrink};
 pub use trace::Tracer;
-pub use world::{Detection, Report, World};
+pub use world::{Detection, Report, World, certificate_in};
 
 /// Runs one scenario to its end, untraced.
 ///

@@ -43,6 +43,14 @@ pub enum Rule {
     NvWindow,
     /// 6: whoever votes for a new view holds its log.
     HoldsChosenLog,
+    /// 6: `q` votes decide with which log a view begins.
+    NvQuorum,
+    /// 6: a sibling endorses the log that the VIEW-CHANGEs of `Q` hosts choose, and no other.
+    NvChosen,
+    /// 6: `q` equal NV-ACCEPTs install a view.
+    NvAcceptQuorum,
+    /// 6: nothing behind the fence is ordered.
+    OrderFence,
     /// 8: a set of VIEW-CHANGEs in which one member's vector of incarnations outdates another member is invalid.
     Incarnations,
     /// 9: `q` twins must name a twin before it is ignored.
@@ -83,7 +91,7 @@ pub enum Rule {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 41] = [
         Self::Candidate,
         Self::Attempt,
         Self::VoteSubject,
@@ -103,6 +111,10 @@ impl Rule {
         Self::ReadLogEnd,
         Self::NvWindow,
         Self::HoldsChosenLog,
+        Self::NvQuorum,
+        Self::NvChosen,
+        Self::NvAcceptQuorum,
+        Self::OrderFence,
         Self::Incarnations,
         Self::QuarantineQuorum,
         Self::Release,

@@ -26,7 +26,9 @@ impl HostLog {
             }
             self.note_fence(fence);
             // Nothing after the fence counts for the fenced views.
-            self.candidates.clear();
+            if !is_out(Rule::OrderFence) {
+                self.candidates.clear();
+            }
             self.attempts.clear();
             self.accepts.clear();
             out.push(Decision::Fenced { view: fence });

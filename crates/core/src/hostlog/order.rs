@@ -78,7 +78,9 @@ impl Candidate {
 impl HostLog {
     /// Whether this host is primary of `view` and `view` is installed and unfenced.
     fn orders_in(&self, view: View) -> bool {
-        self.live_view() == Some(view) && self.shape.primary(view) == self.host
+        let lives =
+            self.live_view() == Some(view) || (is_out(Rule::OrderFence) && self.installed == view);
+        lives && self.shape.primary(view) == self.host
     }
 
     pub(super) fn check_leader(&self, sender: TwinId, view: View) -> Result<(), Invalid> {

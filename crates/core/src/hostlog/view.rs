@@ -158,6 +158,18 @@ impl HostLog {
             votes,
         });
         out.push(Decision::NvProposed { position });
+        if is_out(Rule::NvQuorum) {
+            let hosts = Some(hosts.to_vec());
+            self.install(
+                Installed {
+                    view,
+                    slot,
+                    history,
+                    hosts,
+                },
+                out,
+            );
+        }
         Ok(())
     }
 
@@ -214,7 +226,7 @@ impl HostLog {
         accepts.retain(|(twin, ..)| *twin != sender);
         accepts.push((sender, slot, history));
         let equal = accepts.iter().filter(|a| (a.1, a.2) == (slot, history));
-        if equal.count() >= self.shape.twin_quorum() {
+        if equal.count() >= self.shape.twin_quorum() || is_out(Rule::NvAcceptQuorum) {
             let installed = Installed {
                 view,
                 slot,

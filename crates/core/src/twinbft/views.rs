@@ -366,7 +366,8 @@ impl Replica {
                 })
                 .collect();
             let chosen = set.and_then(|set| choose(&set));
-            if chosen == Some((proposal.slot, proposal.history))
+            let is_chosen = chosen == Some((proposal.slot, proposal.history));
+            if (is_chosen || is_out(Rule::NvChosen))
                 && self.hold(proposal.slot, proposal.history, out)
             {
                 self.views.endorsed.insert(proposal.position);

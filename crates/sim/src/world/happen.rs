@@ -675,7 +675,9 @@ impl World {
     }
 }
 
-fn certificate_in(message: &PeerMessage) -> Option<&Certificate> {
+/// The certificate of a host that a message carries, if any.
+#[must_use]
+pub fn certificate_in(message: &PeerMessage) -> Option<&Certificate> {
     match message {
         PeerMessage::Order(order) => Some(&order.certificate),
         PeerMessage::Certificate(certificate) => Some(certificate),
