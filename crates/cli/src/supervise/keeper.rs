@@ -37,6 +37,7 @@ pub(super) struct Spec {
     arguments: Vec<String>,
     log: PathBuf,
     cpu: Vec<u16>,
+    namespace: Option<PathBuf>,
 }
 
 impl Spec {
@@ -71,6 +72,7 @@ impl Spec {
             arguments,
             log: layout.log().join(format!("{}.log", name.file_stem())),
             cpu: cpu.to_vec(),
+            namespace: programs.namespaces.get(&name.host()).cloned(),
         }
     }
 }
@@ -135,6 +137,9 @@ fn start(spec: &Spec, slot: &mut Slot) -> Result<Child, String> {
     if !spec.cpu.is_empty() {
         let cpus: Vec<String> = spec.cpu.iter().map(ToString::to_string).collect();
         command.arg("--cpu").arg(cpus.join(","));
+    }
+    if let Some(namespace) = &spec.namespace {
+        command.arg("--network-namespace").arg(namespace);
     }
     command.arg("--").arg(&spec.program).args(&spec.arguments);
     command

@@ -3,10 +3,12 @@
 
 use std::convert::Infallible;
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 
-use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
@@ -21,6 +23,8 @@ pub struct LaunchArgs {
     pub parent: i32,
     /// The CPUs to run on; empty: all.
     pub cpu: Vec<u16>,
+    /// The network namespace to be in; none: the supervisor's.
+    pub network_namespace: Option<PathBuf>,
     /// The program and its arguments.
     pub command: Vec<OsString>,
 }
@@ -37,6 +41,9 @@ pub enum LaunchError {
     /// The kernel refused.
     #[error("{0}: {1}")]
     Kernel(String, nix::Error),
+    /// A file cannot be opened.
+    #[error("{0}: {1}")]
+    File(String, std::io::Error),
     /// The program cannot be executed.
     #[error("executing {0:?}: {1}")]
     Exec(OsString, std::io::Error),
@@ -64,6 +71,12 @@ pub fn launch(args: &LaunchArgs) -> Result<Infallible, LaunchError> {
             set.set(usize::from(*cpu)).map_err(failed)?;
         }
         sched_setaffinity(Pid::from_raw(0), &set).map_err(failed)?;
+    }
+    if let Some(path) = &args.network_namespace {
+        let doing = || format!("entering the network namespace {}", path.display());
+        let namespace = File::open(path).map_err(|error| LaunchError::File(doing(), error))?;
+        setns(namespace, CloneFlags::CLONE_NEWNET)
+            .map_err(|error| LaunchError::Kernel(doing(), error))?;
     }
     let mut command = Command::new(program);
     command.args(arguments);

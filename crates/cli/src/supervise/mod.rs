@@ -108,6 +108,8 @@ pub struct Programs {
     pub replica_arguments: Vec<String>,
     /// Replicas with a configuration of their own, beside the cluster's.
     pub replica_configurations: BTreeMap<ProcessName, PathBuf>,
+    /// Hosts whose processes run in a network namespace of their own, and where it is bound.
+    pub namespaces: BTreeMap<u8, PathBuf>,
 }
 
 impl Programs {
@@ -127,6 +129,7 @@ impl Programs {
             launcher,
             replica_arguments: Vec::new(),
             replica_configurations: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
         })
     }
 }

@@ -39,6 +39,7 @@ pub fn install(directory: &Path) -> Programs {
     }
     Programs {
         replica_configurations: std::collections::BTreeMap::new(),
+        namespaces: std::collections::BTreeMap::new(),
         launcher: PathBuf::from(env!("CARGO_BIN_EXE_twinbft")),
         directory: bin,
         replica_arguments: Vec::new(),

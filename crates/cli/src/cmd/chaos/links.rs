@@ -14,21 +14,14 @@ use tokio::task::JoinSet;
 use twinbft_cli::cluster::Cluster;
 use twinbft_types::ReplicaId;
 
+use super::network::Weather;
+
 /// Bytes that are read at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
-
-/// What happens to what is sent over a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Weather {
-    /// It arrives.
-    Fair,
-    /// It arrives so much later.
-    Slow(Duration),
-    /// Nothing arrives and nobody is told.
-    Silent,
-    /// Connections break and are refused.
-    Cut,
-}
+/// TCP loses no bytes: what stands for a lost packet is the time until it would be sent again ...
+const STALL: Duration = Duration::from_millis(200);
+/// ... and once in so many times a connection that is reset.
+const RESET_EACH: u32 = 4;
 
 struct Link {
     from: ReplicaId,
@@ -146,19 +139,34 @@ async fn relay(
     }
 }
 
+/// How a direction of a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// By one of its ends, or by the weather.
+    Closed,
+    /// By chance.
+    Reset,
+}
+
 /// One connection, until either end or the weather breaks it.
-async fn carry(near: TcpStream, target: SocketAddr, weather: watch::Receiver<Weather>) {
-    let Ok(far) = TcpStream::connect(target).await else {
+async fn carry(mut near: TcpStream, target: SocketAddr, weather: watch::Receiver<Weather>) {
+    let Ok(mut far) = TcpStream::connect(target).await else {
         return;
     };
     // Small frames must not wait for each other.
     let (_near, _far) = (near.set_nodelay(true), far.set_nodelay(true));
-    let (near_read, near_write) = near.into_split();
-    let (far_read, far_write) = far.into_split();
-    tokio::select! {
-        () = pump(near_read, far_write, weather.clone()) => {}
-        () = pump(far_read, near_write, weather.clone()) => {}
-        () = is_cut(weather) => {}
+    let ended = {
+        let (near_read, near_write) = near.split();
+        let (far_read, far_write) = far.split();
+        tokio::select! {
+            ended = pump(near_read, far_write, weather.clone()) => ended,
+            ended = pump(far_read, near_write, weather.clone()) => ended,
+            () = is_cut(weather) => Ended::Closed,
+        }
+    };
+    if ended == Ended::Reset {
+        // Closed without a farewell; if that cannot be had, it is closed with one.
+        let (_near, _far) = (near.set_zero_linger(), far.set_zero_linger());
     }
 }
 
@@ -168,28 +176,69 @@ async fn is_cut(mut weather: watch::Receiver<Weather>) {
 }
 
 async fn pump(
-    mut from: tokio::net::tcp::OwnedReadHalf,
-    mut to: tokio::net::tcp::OwnedWriteHalf,
+    mut from: tokio::net::tcp::ReadHalf<'_>,
+    mut to: tokio::net::tcp::WriteHalf<'_>,
     mut weather: watch::Receiver<Weather>,
-) {
+) -> Ended {
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let Ok(count @ 1..) = from.read(&mut chunk).await else {
-            return;
+            return Ended::Closed;
         };
         let now = *weather.borrow_and_update();
         match now {
             Weather::Fair | Weather::Cut => {}
             Weather::Slow(delay) => tokio::time::sleep(delay).await,
+            Weather::Lossy(per_mille) => match lot(per_mille, rand::random()) {
+                Lot::Arrives => {}
+                Lot::Stalls => tokio::time::sleep(STALL).await,
+                Lot::Resets => return Ended::Reset,
+            },
             Weather::Silent => {
                 let heard = weather.wait_for(|now| *now != Weather::Silent).await;
                 if heard.is_err() {
-                    return;
+                    return Ended::Closed;
                 }
             }
         }
         if to.write_all(&chunk[..count]).await.is_err() {
-            return;
+            return Ended::Closed;
         }
+    }
+}
+
+/// What becomes of what was read at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lot {
+    Arrives,
+    Stalls,
+    Resets,
+}
+
+/// Draws it. When what is read comes in is chance as well, so this is not of the seed.
+fn lot(per_mille: u16, random: u32) -> Lot {
+    if random % 1000 >= u32::from(per_mille) {
+        Lot::Arrives
+    } else if (random / 1000).is_multiple_of(RESET_EACH) {
+        Lot::Resets
+    } else {
+        Lot::Stalls
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_what_is_sent_stalls_or_resets() {
+        let lots = |per_mille| {
+            let all: Vec<Lot> = (0..100_000).map(|n| lot(per_mille, n)).collect();
+            let count = |of| all.iter().filter(|lot| **lot == of).count();
+            (count(Lot::Arrives), count(Lot::Stalls), count(Lot::Resets))
+        };
+        assert_eq!(lots(0), (100_000, 0, 0));
+        assert_eq!(lots(200), (80_000, 15_000, 5_000));
+        assert_eq!(lots(1000), (0, 75_000, 25_000));
     }
 }

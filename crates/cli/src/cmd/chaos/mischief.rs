@@ -1,38 +1,31 @@
-//! Faults are done to the processes and links of a cluster, and undone.
+//! Faults are done to the processes and the network of a cluster, and undone.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 use twinbft_cli::supervise::ProcessName;
 use twinbft_types::ReplicaId;
 
-use super::links::{Links, Weather};
-use super::plan::Fault;
-use crate::cmd::demo::director::WRONG_RESULT;
-use crate::cmd::demo::stage::{Stage, TWINS};
+use super::network::{Network, Way, Weather};
+use super::plan::{Act, Fault};
+use crate::cmd::demo::stage::Stage;
 
-/// Connections of a flaky host break this often.
+/// The network of a flaky host fails this often.
 const FLAKY_EVERY: Duration = Duration::from_millis(100);
+/// How long a process that is told something may be busy, and one that was killed may take to end.
+const OBEYS_WITHIN: Duration = Duration::from_secs(5);
+/// It is tried again after this long.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// Does faults and undoes them.
 pub struct Mischief<'m> {
     pub stage: &'m Stage,
-    pub links: &'m Links,
+    pub network: &'m Network,
 }
 
 const fn name(twin: ReplicaId) -> ProcessName {
     ProcessName::Replica(twin.host.0, twin.twin.0)
-}
-
-/// The broker first: twins wait for it.
-fn of_host(host: u8) -> impl Iterator<Item = ProcessName> {
-    let twins = (0..TWINS).map(move |twin| ProcessName::Replica(host, twin));
-    std::iter::once(ProcessName::Broker(host)).chain(twins)
-}
-
-fn touches(host: u8) -> impl Fn(ReplicaId, ReplicaId) -> bool {
-    move |from, to| from.host.0 == host || to.host.0 == host
 }
 
 impl Mischief<'_> {
@@ -54,82 +47,122 @@ impl Mischief<'_> {
         Ok(())
     }
 
-    /// Does it for so long, and undoes it.
+    /// Does all of it for so long, and undoes it.
     ///
     /// # Errors
-    /// When a process or the file system does not do as it is told.
-    pub async fn carry_out(&self, fault: Fault, lasts: Duration) -> anyhow::Result<()> {
-        self.begin(fault)?;
-        if let Fault::Flaky(host) = fault {
-            let breaks = lasts.as_millis() / FLAKY_EVERY.as_millis();
-            for _ in 0..breaks {
-                self.links.set(Weather::Cut, touches(host));
-                // Long enough for every connection to see it.
-                tokio::time::sleep(FLAKY_EVERY / 4).await;
-                self.links.set(Weather::Fair, touches(host));
-                tokio::time::sleep(FLAKY_EVERY * 3 / 4).await;
-            }
-        } else {
-            tokio::time::sleep(lasts).await;
+    /// When a process, the network or the file system does not do as it is told.
+    pub async fn carry_out(&self, act: &Act) -> anyhow::Result<()> {
+        for fault in &act.faults {
+            self.begin(*fault).await?;
         }
-        self.end(fault)
+        self.wait(act).await?;
+        self.network.heal()?;
+        for fault in act.faults.iter().rev() {
+            self.end(*fault).await?;
+        }
+        Ok(())
     }
 
-    fn begin(&self, fault: Fault) -> anyhow::Result<()> {
+    async fn wait(&self, act: &Act) -> anyhow::Result<()> {
+        let flaky: Vec<u8> = act
+            .faults
+            .iter()
+            .filter_map(|fault| match fault {
+                Fault::Flaky(host) => Some(*host),
+                _ => None,
+            })
+            .collect();
+        if flaky.is_empty() {
+            tokio::time::sleep(act.lasts).await;
+            return Ok(());
+        }
+        let end = Instant::now() + act.lasts;
+        while Instant::now() < end {
+            for (weather, lasts) in [
+                // Long enough for every connection to see it.
+                (Weather::Cut, FLAKY_EVERY / 4),
+                (Weather::Fair, FLAKY_EVERY * 3 / 4),
+            ] {
+                for host in &flaky {
+                    self.network.set(*host, Way::Both, weather)?;
+                }
+                tokio::time::sleep(lasts).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn begin(&self, fault: Fault) -> anyhow::Result<()> {
+        let (stage, network) = (self.stage, self.network);
         match fault {
             Fault::KillTwin(twin) | Fault::Wipe(twin) => self.signal([name(twin)], Signal::SIGKILL),
-            Fault::KillHost(host) => self.signal(of_host(host), Signal::SIGKILL),
+            Fault::KillHost(host) => self.signal(stage.of_host(host), Signal::SIGKILL),
             Fault::KillBroker(host) => self.signal([ProcessName::Broker(host)], Signal::SIGKILL),
             Fault::PauseTwin(twin) => self.signal([name(twin)], Signal::SIGSTOP),
             Fault::PauseBroker(host) => self.signal([ProcessName::Broker(host)], Signal::SIGSTOP),
-            Fault::PauseHost(host) => self.signal(of_host(host), Signal::SIGSTOP),
-            Fault::CutOff(host) => {
-                self.links.set(Weather::Cut, touches(host));
-                Ok(())
-            }
-            Fault::Mute(host) => {
-                self.links
-                    .set(Weather::Silent, |from, _| from.host.0 == host);
-                Ok(())
-            }
-            Fault::Deaf(host) => {
-                self.links.set(Weather::Silent, |_, to| to.host.0 == host);
-                Ok(())
-            }
+            Fault::PauseHost(host) => self.signal(stage.of_host(host), Signal::SIGSTOP),
+            Fault::CutOff(host) => network.set(host, Way::Both, Weather::Cut),
+            Fault::Apart(one, other) => network.part(one, other),
+            Fault::Mute(host) => network.set(host, Way::Out, Weather::Silent),
+            Fault::Deaf(host) => network.set(host, Way::In, Weather::Silent),
             Fault::Slow(host, ms) => {
-                let delay = Duration::from_millis(ms);
-                self.links.set(Weather::Slow(delay), touches(host));
-                Ok(())
+                network.set(host, Way::Both, Weather::Slow(Duration::from_millis(ms)))
             }
             Fault::Flaky(_) => Ok(()),
-            Fault::Lie(twin) => self.stage.tell(twin, WRONG_RESULT),
+            Fault::Drop(host, share) => network.set(host, Way::Both, Weather::Lossy(share)),
+            Fault::Byzantine(twin, double) => self.tell(twin, &double.words()).await,
         }
     }
 
-    fn end(&self, fault: Fault) -> anyhow::Result<()> {
+    async fn end(&self, fault: Fault) -> anyhow::Result<()> {
         match fault {
             Fault::KillTwin(twin) => self.restart([name(twin)]),
-            Fault::Wipe(twin) => {
-                let layout = &self.stage.cluster.layout;
-                let data = layout.twin_data(twin.host.0, twin.twin.0);
-                std::fs::remove_dir_all(&data)
-                    .with_context(|| format!("wiping {}", data.display()))?;
-                self.restart([name(twin)])
-            }
-            Fault::KillHost(host) => self.restart(of_host(host)),
+            Fault::Wipe(twin) => self.start_clean(twin).await,
+            Fault::KillHost(host) => self.restart(self.stage.of_host(host)),
             Fault::KillBroker(host) => self.restart([ProcessName::Broker(host)]),
             Fault::PauseTwin(twin) => self.signal([name(twin)], Signal::SIGCONT),
             Fault::PauseBroker(host) => self.signal([ProcessName::Broker(host)], Signal::SIGCONT),
-            Fault::PauseHost(host) => self.signal(of_host(host), Signal::SIGCONT),
+            Fault::PauseHost(host) => self.signal(self.stage.of_host(host), Signal::SIGCONT),
             Fault::CutOff(_)
+            | Fault::Apart(..)
             | Fault::Mute(_)
             | Fault::Deaf(_)
             | Fault::Slow(..)
-            | Fault::Flaky(_) => {
-                self.links.set(Weather::Fair, |_, _| true);
-                Ok(())
+            | Fault::Flaky(_)
+            | Fault::Drop(..) => Ok(()),
+            Fault::Byzantine(twin, double) if double.cleaned => {
+                // It may have ended by itself.
+                drop(self.signal([name(twin)], Signal::SIGKILL));
+                self.start_clean(twin).await
             }
-            Fault::Lie(twin) => self.stage.tell(twin, "off"),
+            Fault::Byzantine(twin, _) => self.tell(twin, "off").await,
         }
+    }
+
+    /// Tells a twin how to behave; one that is busy, or waits for its postbox, is told again.
+    async fn tell(&self, twin: ReplicaId, double: &str) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while let Err(error) = self.stage.tell(twin, double) {
+            if begun.elapsed() >= OBEYS_WITHIN {
+                return Err(error);
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+        Ok(())
+    }
+
+    /// Starts a twin that was killed, without anything that it had on its disk.
+    async fn start_clean(&self, twin: ReplicaId) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while self.stage.supervisor().pid(name(twin)).is_some() {
+            if begun.elapsed() >= OBEYS_WITHIN {
+                bail!("{twin} does not end on SIGKILL");
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+        let layout = &self.stage.cluster.layout;
+        let data = layout.twin_data(twin.host.0, twin.twin.0);
+        std::fs::remove_dir_all(&data).with_context(|| format!("wiping {}", data.display()))?;
+        self.restart([name(twin)])
     }
 }

@@ -1,7 +1,10 @@
 //! `twinbft chaos`: a cluster of real processes under load, to which one fault after the other happens, and a verdict.
 
+mod limits;
 mod links;
 mod mischief;
+mod namespaces;
+mod network;
 mod plan;
 mod report;
 
@@ -11,19 +14,18 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use rand::SeedableRng as _;
-use rand_chacha::ChaCha8Rng;
-use twinbft_cli::supervise::ProcessName;
+use clap::builder::PossibleValuesParser;
 use twinbft_client::history::History;
 use twinbft_config::Durability;
 
 use super::demo::Told;
 use super::demo::stage::{HOSTS, Setting, Stage, TWINS};
-use super::demo::view::{Evidence, Snapshot};
+use super::demo::view::{Evidence, Snapshot, TwinView};
 use super::demo::workload::Workload;
-use links::Links;
+use super::status::shape;
 use mischief::Mischief;
-use plan::{Act, Fault};
+use network::{Choice, Network};
+use plan::{Act, Fault, GROUPS, Plan};
 use report::Report;
 
 /// How long the cluster may take to become whole again after a fault.
@@ -37,11 +39,12 @@ const CHECK_STEPS_MAX: u64 = 50_000_000;
 
 /// Do harm to a cluster under load and check what its clients saw
 ///
-/// Starts 3 hosts x 2 twins and 3 brokers as processes of this machine in a temporary directory, with durability "group", and lets
-/// sessions read, write and compare-and-swap. One fault after the other is drawn from the seed: processes are killed, stopped and
-/// restarted, disks wiped, hosts cut off, muted and slowed, twins lie; never more than one host at a time, which is what three hosts
-/// survive. At the end everything that clients saw is checked for linearizability, and every acknowledged write is read again. Exit
-/// status 0 when all is as it must be, 1 otherwise.
+/// Starts a cluster as processes of this machine in a temporary directory, with durability "group", and lets the sessions of
+/// three clients read, write and compare-and-swap. Faults are drawn from the seed, one after the other and up to four at a
+/// time: processes are killed, stopped and restarted, disks wiped, hosts cut off, parted, muted and slowed, packets lost, twins
+/// are Byzantine; never more than the model allows (of three hosts of two twins: one host). After each the cluster must
+/// become whole again within 30 s. At the end everything that clients saw is checked for linearizability, and every
+/// acknowledged write is read again. Exit status 0 when all is as it must be, 1 otherwise.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Everything is drawn from it; by default a new one, which is printed
@@ -50,8 +53,17 @@ pub struct Args {
     /// For how long
     #[arg(long, value_name = "M", default_value_t = 10.0, value_parser = minutes)]
     minutes: f64,
-    /// Only faults of these kinds, as the report names them
-    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    /// N: hosts; 3 or 4 survive one faulty host, 5 two
+    #[arg(long, default_value_t = HOSTS, value_parser = clap::value_parser!(u8).range(3..=5))]
+    hosts: u8,
+    /// m: twins of each host; 2 detect one Byzantine twin, 3 mask it
+    #[arg(long, default_value_t = TWINS, value_parser = clap::value_parser!(u8).range(2..=3))]
+    twins: u8,
+    /// What connects the hosts
+    #[arg(long, value_enum, default_value_t = Choice::Auto)]
+    network: Choice,
+    /// Only faults of these kinds or groups of kinds
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = PossibleValuesParser::new(kind_names()))]
     only: Vec<String>,
     /// The verdict as one JSON document on the standard output; everything else goes to the standard error
     #[arg(long)]
@@ -69,6 +81,11 @@ fn minutes(text: &str) -> Result<f64, String> {
         Ok(minutes) if (0.05..=1440.0).contains(&minutes) => Ok(minutes),
         Ok(_) | Err(_) => Err("not a number of minutes from 0.05 to 1440".to_owned()),
     }
+}
+
+fn kind_names() -> Vec<&'static str> {
+    let groups = GROUPS.iter().map(|(group, _)| *group);
+    groups.chain(plan::kinds(&[])).collect()
 }
 
 /// Runs it and says the verdict.
@@ -92,31 +109,33 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         keep: args.keep.as_deref(),
         bin_dir: args.bin_dir.as_deref(),
         durability: Durability::Group,
+        hosts: args.hosts,
+        twins: args.twins,
     };
     let mut stage = Stage::set(&setting, |cluster, programs| {
-        let (links, files) = Links::lay(cluster)?;
-        programs.replica_configurations = files
-            .into_iter()
-            .map(|(id, file)| (ProcessName::Replica(id.host.0, id.twin.0), file))
-            .collect();
-        laid = Some(links);
+        laid = Some(Network::lay(args.network, cluster, programs)?);
         Ok(())
     })?;
-    let mut links = laid.expect("laid before the processes start");
+    let mut network = laid.expect("laid before the processes start");
     eprintln!(
-        "chaos: seed {seed}, {} minutes, in {}",
+        "chaos: seed {seed}, {} hosts x {} twins, {} minutes, in {}",
+        args.hosts,
+        args.twins,
         args.minutes,
         stage.directory().display()
     );
+    eprintln!("chaos: network: {}", network.describe());
     let outcome = runtime.block_on(async {
         tokio::select! {
             biased;
             () = told.wait() => Ok(None),
-            report = play(args, seed, &mut stage, &mut links) => report.map(Some),
+            report = play(args, seed, &mut stage, &mut network) => report.map(Some),
         }
     });
-    drop(links);
-    let (_, kept) = stage.stop()?;
+    let stopped = stage.stop();
+    // After the processes that are in it.
+    drop(network);
+    let (_, kept) = stopped?;
     runtime.shutdown_background();
     if let Some(path) = kept {
         eprintln!("chaos: kept {} (logs in log/)", path.display());
@@ -153,14 +172,14 @@ async fn play(
     args: &Args,
     seed: u64,
     stage: &mut Stage,
-    links: &mut Links,
+    network: &mut Network,
 ) -> anyhow::Result<Report> {
-    links.start()?;
+    network.start()?;
     stage.ready(START).await?;
     let begun = Instant::now();
     let end = begun + Duration::from_secs_f64(args.minutes * 60.0);
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let stage: &Stage = stage;
+    let mut plan = Plan::new(seed, shape(&stage.cluster), plan::kinds(&args.only));
+    let (stage, network): (&Stage, &Network) = (stage, network);
     let mut run = Run {
         stage,
         load: Workload::start(&stage.cluster).await?,
@@ -171,39 +190,40 @@ async fn play(
         longest_stall: (Duration::ZERO, "nothing".to_owned()),
         unmet: Vec::new(),
     };
-    let mischief = Mischief { stage, links };
+    let mischief = Mischief { stage, network };
     while Instant::now() < end && run.unmet.is_empty() {
-        let act = Act::draw(&mut rng, HOSTS, TWINS);
-        let fault = act.fault;
-        if !args.only.is_empty() && !args.only.iter().any(|kind| kind == fault.kind()) {
-            continue;
-        }
+        let act = plan.draw();
         eprintln!(
-            "chaos: {:6.1} s  {fault}, for {} ms",
+            "chaos: {:6.1} s  {act}, for {} ms",
             begun.elapsed().as_secs_f64(),
             act.lasts.as_millis()
         );
-        run.note(fault);
-        mischief.carry_out(fault, act.lasts).await?;
-        run.until_whole(fault).await;
+        run.note(&act);
+        mischief
+            .carry_out(&act)
+            .await
+            .with_context(|| act.to_string())?;
+        run.until_whole(&act).await;
         tokio::time::sleep(act.rest).await;
-        run.note_stall(fault);
+        run.note_stall(&act);
     }
-    run.finish(seed, begun).await
+    run.finish(args, seed, network, begun).await
 }
 
 impl Run<'_> {
-    fn note(&mut self, fault: Fault) {
-        *self.faults.entry(fault.kind()).or_default() += 1;
-        if let Fault::Lie(twin) = fault {
-            self.liars.insert(twin);
+    fn note(&mut self, act: &Act) {
+        for fault in &act.faults {
+            *self.faults.entry(fault.kind()).or_default() += 1;
+            if let Fault::Byzantine(twin, _) = fault {
+                self.liars.insert(*twin);
+            }
         }
     }
 
-    fn note_stall(&mut self, fault: Fault) {
+    fn note_stall(&mut self, act: &Act) {
         let longest = self.load.record().longest_stall;
         if longest > self.longest_stall.0 {
-            self.longest_stall = (longest, fault.to_string());
+            self.longest_stall = (longest, act.to_string());
         }
     }
 
@@ -215,17 +235,17 @@ impl Run<'_> {
     }
 
     /// Waits until every process takes part again.
-    async fn until_whole(&mut self, fault: Fault) {
+    async fn until_whole(&mut self, act: &Act) {
         let begun = Instant::now();
         loop {
             let snapshot = self.look().await;
-            let missing = missing(&snapshot);
+            let missing = missing(&snapshot, self.stage.cluster.config.host_count());
             if missing.is_empty() {
                 return;
             }
             if begun.elapsed() >= PATIENCE {
                 self.unmet.push(format!(
-                    "{} s after this ended: {fault}, the cluster is not whole: {}",
+                    "{} s after this ended: {act}, the cluster is not whole: {}",
                     PATIENCE.as_secs(),
                     missing.join(", ")
                 ));
@@ -235,7 +255,13 @@ impl Run<'_> {
         }
     }
 
-    async fn finish(mut self, seed: u64, begun: Instant) -> anyhow::Result<Report> {
+    async fn finish(
+        mut self,
+        args: &Args,
+        seed: u64,
+        network: &Network,
+        begun: Instant,
+    ) -> anyhow::Result<Report> {
         eprintln!("chaos: reading every acknowledged write again, and checking what clients saw");
         let elapsed = begun.elapsed();
         self.look().await;
@@ -245,6 +271,10 @@ impl Run<'_> {
         let linearizable = check.await.context("checking the history")?.into();
         Ok(Report {
             seed,
+            hosts: args.hosts,
+            twins: args.twins,
+            network: (network.name(), network.describe()),
+            repeat: repeat(args, seed, network),
             elapsed,
             faults: self.faults,
             operations: record.operations,
@@ -260,15 +290,34 @@ impl Run<'_> {
     }
 }
 
+/// The arguments that draw the same faults again.
+fn repeat(args: &Args, seed: u64, network: &Network) -> String {
+    let mut repeat = format!(
+        "--seed {seed} --minutes {} --hosts {} --twins {} --network {}",
+        args.minutes,
+        args.hosts,
+        args.twins,
+        network.name()
+    );
+    if !args.only.is_empty() {
+        repeat += &format!(" --only {}", args.only.join(","));
+    }
+    repeat
+}
+
 /// Who does not take part, and why.
-fn missing(snapshot: &Snapshot) -> Vec<String> {
-    let mut missing: Vec<String> = (0..HOSTS)
+fn missing(snapshot: &Snapshot, hosts: u8) -> Vec<String> {
+    let mut missing: Vec<String> = (0..hosts)
         .filter(|host| !snapshot.brokers.contains(host))
         .map(|host| format!("the broker of h{host} does not answer"))
         .collect();
     for (id, view) in &snapshot.twins {
         match view {
             None => missing.push(format!("{id} does not answer")),
+            Some(TwinView {
+                double: Some(double),
+                ..
+            }) => missing.push(format!("{id} is still Byzantine ({double})")),
             Some(view) if view.state == "running" || view.state == "suspecting" => {}
             Some(view) => missing.push(format!("{id} is {}", view.state)),
         }

@@ -14,6 +14,12 @@ use crate::cmd::demo::view::Evidence;
 pub struct Report {
     /// What all faults were drawn from.
     pub seed: u64,
+    /// `N`.
+    pub hosts: u8,
+    /// `m`.
+    pub twins: u8,
+    /// The network's short name, and what it is.
+    pub network: (&'static str, String),
     /// How long it took.
     pub elapsed: Duration,
     /// Faults by kind.
@@ -30,10 +36,12 @@ pub struct Report {
     pub longest_stall: (Duration, String),
     /// The highest view.
     pub view: u64,
-    /// Twins that were told to lie.
+    /// Twins that were Byzantine.
     pub liars: BTreeSet<ReplicaId>,
     /// What the replicas say of each other.
     pub evidence: Evidence,
+    /// What makes the same happen again.
+    pub repeat: String,
     /// What did not become whole again, or could not be done.
     pub unmet: Vec<String>,
 }
@@ -63,7 +71,9 @@ impl Report {
             None => problems.push("the acknowledged writes could not be read again".to_owned()),
         }
         for accused in self.false_culprits() {
-            problems.push(format!("{accused} never lied and was named as a culprit"));
+            problems.push(format!(
+                "{accused} was never Byzantine and was named as a culprit"
+            ));
         }
         for replica in &self.evidence.not_deterministic {
             problems.push(format!("{replica} found the service not deterministic"));
@@ -89,6 +99,10 @@ impl Report {
             "ok": problems.is_empty(),
             "problems": problems,
             "seed": self.seed,
+            "hosts": self.hosts,
+            "twins": self.twins,
+            "network": self.network.0,
+            "network_means": self.network.1,
             "seconds": self.elapsed.as_secs_f64(),
             "faults": self.faults,
             "operations": self.operations,
@@ -99,6 +113,7 @@ impl Report {
             "longest_stall_ms": u64::try_from(self.longest_stall.0.as_millis()).unwrap_or(u64::MAX),
             "longest_stall_during": self.longest_stall.1,
             "view": self.view,
+            "byzantine": self.liars.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "false_culprits": self.false_culprits().map(ToString::to_string).collect::<Vec<_>>(),
             "named": self.evidence.accused.keys().map(ToString::to_string).collect::<Vec<_>>(),
         })
@@ -122,7 +137,8 @@ impl Report {
             .1
             .map_or_else(|| "unknown".to_owned(), |lost| lost.to_string());
         let mut text = format!(
-            "Chaos, seed {}, {:.0} s\n  \
+            "Chaos, seed {}, {} hosts x {} twins, {:.0} s\n  \
+             network          {}\n  \
              injected         {}\n  \
              operations       {} answered, {} errors at clients\n  \
              linearizable     {linearizable}, per key, by a check of everything that clients saw\n  \
@@ -131,7 +147,10 @@ impl Report {
              views            {}\n  \
              false culprits   {}\n",
             self.seed,
+            self.hosts,
+            self.twins,
             self.elapsed.as_secs_f64(),
+            self.network.1,
             faults.join(", "),
             self.operations,
             self.errors.0,
@@ -149,7 +168,7 @@ impl Report {
             for problem in problems {
                 text += &format!("\n  - {problem}");
             }
-            text += &format!("\nRepeat with: scripts/chaos --seed {}", self.seed);
+            text += &format!("\nRepeat with: scripts/chaos {}", self.repeat);
         }
         text
     }
@@ -162,6 +181,9 @@ mod tests {
     fn report() -> Report {
         Report {
             seed: 3,
+            hosts: 3,
+            twins: 2,
+            network: ("proxy", "a proxy".to_owned()),
             elapsed: Duration::from_secs(60),
             faults: BTreeMap::from([("kill-twin", 2)]),
             operations: 100,
@@ -172,6 +194,7 @@ mod tests {
             view: 2,
             liars: BTreeSet::from([ReplicaId::new(1, 1)]),
             evidence: Evidence::default(),
+            repeat: "--seed 3".to_owned(),
             unmet: Vec::new(),
         }
     }

@@ -82,6 +82,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         keep: args.keep.as_deref(),
         bin_dir: args.bin_dir.as_deref(),
         durability: Durability::Memory,
+        hosts: stage::HOSTS,
+        twins: stage::TWINS,
     };
     let mut stage = Stage::set(&setting, |_, _| Ok(()))?;
     let outcome = runtime.block_on(async {

@@ -20,6 +20,7 @@ use twinbft_config::{Durability, Layout};
 use twinbft_types::ReplicaId;
 
 use super::view::{Evidence, Snapshot, read};
+use super::workload::CLIENTS as WORKLOAD_CLIENTS;
 use crate::cmd::status::Asker;
 use crate::cmd::{control, init};
 
@@ -27,8 +28,8 @@ use crate::cmd::{control, init};
 pub const HOSTS: u8 = 3;
 /// Twins of each.
 pub const TWINS: u8 = 2;
-/// The client of the workload, and the one of `bench` beside it.
-const CLIENTS: u32 = 2;
+/// Client keys: those of the workload, and the last for `bench` beside it.
+const CLIENTS: u32 = WORKLOAD_CLIENTS + 1;
 /// The replica that can be told to lie.
 pub const DOUBLES: &str = "twinbft-replica-doubles";
 const BROKER: &str = "postbox-broker";
@@ -36,8 +37,8 @@ const BROKER: &str = "postbox-broker";
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Ports below those that the kernel gives to outgoing connections.
 const PORTS_FIRST: u16 = 20_000;
-const PORTS_GROUP: u16 = 32;
-const PORTS_GROUPS: u16 = 390;
+const PORTS_GROUP: u16 = 64;
+const PORTS_GROUPS: u16 = 195;
 
 /// Where everything lies.
 #[derive(Debug)]
@@ -100,6 +101,10 @@ pub struct Setting<'s> {
     pub bin_dir: Option<&'s Path>,
     /// What the replicas' promises outlive.
     pub durability: Durability,
+    /// `N`.
+    pub hosts: u8,
+    /// `m`.
+    pub twins: u8,
 }
 
 impl Stage {
@@ -109,7 +114,7 @@ impl Stage {
     /// When a program is missing or something cannot be made.
     pub fn set(
         setting: &Setting<'_>,
-        prepare: impl FnOnce(&Cluster, &mut Programs) -> anyhow::Result<()>,
+        prepare: impl FnOnce(&mut Cluster, &mut Programs) -> anyhow::Result<()>,
     ) -> anyhow::Result<Self> {
         let mut programs = Programs::beside_this_one(setting.bin_dir)?;
         let real = programs.directory.clone();
@@ -117,17 +122,17 @@ impl Stage {
         let place = Place::make(setting.keep)?;
         let layout = Layout::new(place.path());
         let plan = init::Plan {
-            hosts: HOSTS,
-            twins: TWINS,
+            hosts: setting.hosts,
+            twins: setting.twins,
             clients: CLIENTS,
             service: "kv",
-            base_port: free_ports()?,
+            base_port: free_ports(setting.hosts, setting.twins)?,
             durability: setting.durability,
         };
         init::create(&layout, plan)?;
-        let cluster = Cluster::load(place.path())?;
+        let mut cluster = Cluster::load(place.path())?;
         programs.directory = link_programs(&real, place.path())?;
-        prepare(&cluster, &mut programs)?;
+        prepare(&mut cluster, &mut programs)?;
         let asker = Asker::new(&cluster, 0)?;
         let supervisor = Arc::new(Supervisor::start(&cluster, &programs)?);
         let (processes, watcher) = watch_processes(&supervisor)?;
@@ -195,13 +200,19 @@ impl Stage {
         control::tell(&self.cluster.layout, twin, double)
     }
 
+    /// The processes of a host. The broker first: twins wait for it.
+    pub fn of_host(&self, host: u8) -> impl Iterator<Item = ProcessName> + use<> {
+        let twins = self.cluster.config.twin_count();
+        let twins = (0..twins).map(move |twin| ProcessName::Replica(host, twin));
+        std::iter::once(ProcessName::Broker(host)).chain(twins)
+    }
+
     /// Kills the broker and all twins of a host with SIGKILL; they stay down until [`Self::start_host`].
     ///
     /// # Errors
     /// When one of them does not run.
     pub fn kill_host(&self, host: u8) -> anyhow::Result<()> {
-        let twins = (0..TWINS).map(|twin| ProcessName::Replica(host, twin));
-        for name in std::iter::once(ProcessName::Broker(host)).chain(twins) {
+        for name in self.of_host(host) {
             self.supervisor().kill(name, Signal::SIGKILL)?;
         }
         Ok(())
@@ -212,8 +223,7 @@ impl Stage {
     /// # Errors
     /// When the supervisor knows no such host.
     pub fn start_host(&self, host: u8) -> anyhow::Result<()> {
-        let twins = (0..TWINS).map(|twin| ProcessName::Replica(host, twin));
-        for name in std::iter::once(ProcessName::Broker(host)).chain(twins) {
+        for name in self.of_host(host) {
             self.supervisor().restart(name)?;
         }
         Ok(())
@@ -299,14 +309,14 @@ fn link_programs(real: &Path, place: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// A base port such that every twin's port is free at the moment.
-fn free_ports() -> anyhow::Result<u16> {
+fn free_ports(hosts: u8, twins: u8) -> anyhow::Result<u16> {
     let mut bytes = [0; 2];
     getrandom::fill(&mut bytes).context("asking for random bytes")?;
     let first = u16::from_le_bytes(bytes);
     let found = (0..PORTS_GROUPS).find_map(|n| {
         let base = PORTS_FIRST + PORTS_GROUP * (first.wrapping_add(n) % PORTS_GROUPS);
-        let mut ports = (0..HOSTS)
-            .flat_map(|host| (0..TWINS).map(move |twin| base + u16::from(10 * host + twin)));
+        let mut ports = (0..hosts)
+            .flat_map(|host| (0..twins).map(move |twin| base + u16::from(10 * host + twin)));
         let all_free = ports.all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok());
         all_free.then_some(base)
     });
@@ -375,7 +385,7 @@ mod tests {
 
     #[test]
     fn ports_are_free() {
-        let base = free_ports().unwrap();
+        let base = free_ports(5, 3).unwrap();
         assert!((PORTS_FIRST..32_768).contains(&base));
     }
 }

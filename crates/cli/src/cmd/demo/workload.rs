@@ -17,6 +17,8 @@ use twinbft_client::{Client, ClientOptions, Target};
 
 /// Sessions at work.
 pub const SESSIONS: u64 = 6;
+/// Clients, each with its own key and connections, that share the sessions.
+pub const CLIENTS: u32 = 3;
 /// Keys that all sessions read and write.
 const REGISTERS: usize = 4;
 /// A session begins an operation this often, when the one before is answered: a demonstration is no benchmark.
@@ -83,7 +85,7 @@ impl Record {
 
 /// The sessions.
 pub struct Workload {
-    client: Client,
+    clients: Vec<Client>,
     record: Arc<Mutex<Record>>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
@@ -100,14 +102,16 @@ impl Workload {
     /// # Errors
     /// When the cluster cannot be reached.
     pub async fn start(cluster: &Cluster) -> anyhow::Result<Self> {
-        let target = Target::of(&cluster.config, &cluster.file, 0)?;
-        let client = Client::connect(ClientOptions::new(target))
-            .await
-            .context("connecting to the cluster")?;
+        let mut clients = Vec::new();
+        for client in 0..CLIENTS {
+            let target = Target::of(&cluster.config, &cluster.file, client)?;
+            let client = Client::connect(ClientOptions::new(target)).await;
+            clients.push(client.context("connecting to the cluster")?);
+        }
         let record = Arc::new(Mutex::new(Record::default()));
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        for number in 0..SESSIONS {
+        for (number, client) in (0..SESSIONS).zip(clients.iter().cycle()) {
             let session = Session {
                 number,
                 kv: KvClient::new(client.session()),
@@ -117,7 +121,7 @@ impl Workload {
             tasks.spawn(session.work(stopped.clone()));
         }
         Ok(Self {
-            client,
+            clients,
             record,
             stop,
             tasks,
@@ -143,13 +147,16 @@ impl Workload {
         let _in_time = tokio::time::timeout(GRACE, ended).await;
         let lost = self.count_lost().await.ok();
         let record = self.record().clone();
-        let faults = self.client.stats().await.faults;
+        let mut faults = FaultCounters::default();
+        for client in &self.clients {
+            faults.merge(&client.stats().await.faults);
+        }
         (record, faults, lost)
     }
 
     /// Every register once more for the check, and every key that was written once.
     async fn count_lost(&self) -> Result<u64, KvError> {
-        let kv = KvClient::new(self.client.session());
+        let kv = KvClient::new(self.clients[0].session());
         for register in 0..REGISTERS {
             let key = register_key(register);
             let id = self
