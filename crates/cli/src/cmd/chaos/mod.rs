@@ -177,6 +177,7 @@ async fn play(
     network.start()?;
     stage.ready(START).await?;
     let begun = Instant::now();
+    let load_average_before = load_average();
     let end = begun + Duration::from_secs_f64(args.minutes * 60.0);
     let mut plan = Plan::new(seed, shape(&stage.cluster), plan::kinds(&args.only));
     let (stage, network): (&Stage, &Network) = (stage, network);
@@ -207,7 +208,11 @@ async fn play(
         tokio::time::sleep(act.rest).await;
         run.note_stall(&act);
     }
-    run.finish(args, seed, network, begun).await
+    let report = run.finish(args, seed, network, begun).await?;
+    Ok(Report {
+        load_averages: [load_average_before, load_average()],
+        ..report
+    })
 }
 
 impl Run<'_> {
@@ -275,6 +280,7 @@ impl Run<'_> {
             twins: args.twins,
             network: (network.name(), network.describe()),
             repeat: repeat(args, seed, network),
+            load_averages: Default::default(),
             elapsed,
             faults: self.faults,
             operations: record.operations,
@@ -288,6 +294,13 @@ impl Run<'_> {
             unmet: self.unmet,
         })
     }
+}
+
+/// Of the last minute.
+fn load_average() -> String {
+    let loads = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let first = loads.split(' ').next().filter(|load| !load.is_empty());
+    first.unwrap_or("unknown").to_owned()
 }
 
 /// The arguments that draw the same faults again.

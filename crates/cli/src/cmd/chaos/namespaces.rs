@@ -79,12 +79,26 @@ impl Namespaces {
     /// # Errors
     /// When this machine cannot: says what is missing.
     pub fn lay(cluster: &mut Cluster, programs: &mut Programs) -> anyhow::Result<Self> {
+        let hosts = u8::try_from(cluster.config.hosts.len()).context("too many hosts")?;
+        let made = Self::make(hosts)?;
+        for host in &mut cluster.config.hosts {
+            for twin in &mut host.twins {
+                twin.listen.set_ip(IpAddr::V4(made.address(host.id + 1)));
+            }
+            let namespace = Path::new(NAMESPACES).join(made.of_host(host.id));
+            programs.namespaces.insert(host.id, namespace);
+        }
+        std::fs::write(&cluster.file, cluster.config.to_toml())
+            .with_context(|| format!("writing {}", cluster.file.display()))?;
+        Ok(made)
+    }
+
+    fn make(hosts: u8) -> anyhow::Result<Self> {
         if !nix::unistd::geteuid().is_root() {
             bail!("only root can make them");
         }
         remove_left_over()?;
         let me = std::process::id();
-        let hosts = u8::try_from(cluster.config.hosts.len()).context("too many hosts")?;
         // From here on what was made is removed when anything fails.
         let mut made = Self {
             prefix: format!("{PREFIX}{me}-"),
@@ -95,15 +109,6 @@ impl Namespaces {
         };
         made.wire(me)?;
         made.has_netem = made.try_out()?;
-        for host in &mut cluster.config.hosts {
-            for twin in &mut host.twins {
-                twin.listen.set_ip(IpAddr::V4(made.address(host.id + 1)));
-            }
-            let namespace = Path::new(NAMESPACES).join(made.of_host(host.id));
-            programs.namespaces.insert(host.id, namespace);
-        }
-        std::fs::write(&cluster.file, cluster.config.to_toml())
-            .with_context(|| format!("writing {}", cluster.file.display()))?;
         Ok(made)
     }
 
@@ -397,7 +402,97 @@ fn free_among(start: u32, taken: &str) -> Option<(u8, u8)> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    use nix::sched::{CloneFlags, setns};
+
     use super::*;
+
+    const PORT: u16 = 7000;
+    const PACKETS: usize = 1000;
+
+    /// A socket of a host, which stays in that host's namespace.
+    fn socket(network: &Namespaces, host: u8) -> UdpSocket {
+        let path = Path::new(NAMESPACES).join(network.of_host(host));
+        let address = network.address(host + 1);
+        let within = move || {
+            setns(std::fs::File::open(path).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+            UdpSocket::bind((address, PORT)).unwrap()
+        };
+        let socket = std::thread::spawn(within).join().unwrap();
+        let patience = Some(Duration::from_millis(200));
+        socket.set_read_timeout(patience).unwrap();
+        socket
+    }
+
+    /// How many of [`PACKETS`] arrive while `weather` lasts. Afterwards one must.
+    fn arrive(
+        network: &Namespaces,
+        from: u8,
+        to: u8,
+        weather: impl FnOnce() -> anyhow::Result<()>,
+    ) -> usize {
+        let (sender, receiver) = (socket(network, from), socket(network, to));
+        let address = (network.address(to + 1), PORT);
+        weather().unwrap();
+        // A packet that has no place is a packet that is lost.
+        sender.set_nonblocking(true).unwrap();
+        let (mut buffer, mut arrived) = ([0; 1], 0);
+        for _ in 0..PACKETS / 10 {
+            for _ in 0..10 {
+                drop(sender.send_to(b"x", address));
+            }
+            receiver.set_nonblocking(true).unwrap();
+            while receiver.recv(&mut buffer).is_ok() {
+                arrived += 1;
+            }
+        }
+        receiver.set_nonblocking(false).unwrap();
+        // Some may be on their way.
+        while receiver.recv(&mut buffer).is_ok() {
+            arrived += 1;
+        }
+        network.heal().unwrap();
+        let comes_back = (0..100).any(|_| {
+            drop(sender.send_to(b"y", address));
+            // What has waited for a cable comes first.
+            while receiver.recv(&mut buffer).is_ok() {
+                if buffer == *b"y" {
+                    return true;
+                }
+            }
+            false
+        });
+        assert!(comes_back, "h{from} does not reach h{to} afterwards");
+        arrived
+    }
+
+    #[test]
+    #[ignore = "needs root, ip and tc"]
+    fn each_weather_does_what_its_name_says() {
+        let network = Namespaces::make(3).unwrap();
+        let set = |host, way, weather| arrive(&network, 0, 1, || network.set(host, way, weather));
+        assert_eq!(arrive(&network, 0, 1, || Ok(())), PACKETS);
+        for host in [0, 1] {
+            let half = set(host, Way::Both, Weather::Lossy(500));
+            assert!((400..600).contains(&half), "{half} arrive");
+            assert_eq!(set(host, Way::Both, Weather::Cut), 0);
+        }
+        assert_eq!(set(0, Way::Out, Weather::Silent), 0);
+        assert_eq!(set(0, Way::In, Weather::Silent), PACKETS);
+        assert_eq!(set(1, Way::In, Weather::Silent), 0);
+        assert_eq!(set(1, Way::Out, Weather::Silent), PACKETS);
+        assert_eq!(set(2, Way::Both, Weather::Silent), PACKETS);
+        for (one, other) in [(0, 1), (1, 0)] {
+            assert_eq!(arrive(&network, 0, 1, || network.part(one, other)), 0);
+            assert_eq!(arrive(&network, 0, 2, || network.part(one, other)), PACKETS);
+        }
+        let prefix = network.prefix.clone();
+        drop(network);
+        let all = all_namespaces().unwrap();
+        assert!(!all.iter().any(|name| name.starts_with(&prefix)), "{all:?}");
+    }
 
     #[test]
     fn a_network_that_is_taken_is_not_taken_again() {

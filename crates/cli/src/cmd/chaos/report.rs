@@ -20,6 +20,8 @@ pub struct Report {
     pub twins: u8,
     /// The network's short name, and what it is.
     pub network: (&'static str, String),
+    /// How busy the machine was at the start and at the end, as it says itself: time-outs mean less when it is overloaded.
+    pub load_averages: [String; 2],
     /// How long it took.
     pub elapsed: Duration,
     /// Faults by kind.
@@ -103,6 +105,7 @@ impl Report {
             "twins": self.twins,
             "network": self.network.0,
             "network_means": self.network.1,
+            "load_averages": self.load_averages,
             "seconds": self.elapsed.as_secs_f64(),
             "faults": self.faults,
             "operations": self.operations,
@@ -139,6 +142,7 @@ impl Report {
         let mut text = format!(
             "Chaos, seed {}, {} hosts x {} twins, {:.0} s\n  \
              network          {}\n  \
+             load average     {} at the start, {} at the end\n  \
              injected         {}\n  \
              operations       {} answered, {} errors at clients\n  \
              linearizable     {linearizable}, per key, by a check of everything that clients saw\n  \
@@ -151,6 +155,8 @@ impl Report {
             self.twins,
             self.elapsed.as_secs_f64(),
             self.network.1,
+            self.load_averages[0],
+            self.load_averages[1],
             faults.join(", "),
             self.operations,
             self.errors.0,
@@ -184,6 +190,7 @@ mod tests {
             hosts: 3,
             twins: 2,
             network: ("proxy", "a proxy".to_owned()),
+            load_averages: ["0.50".to_owned(), "1.50".to_owned()],
             elapsed: Duration::from_secs(60),
             faults: BTreeMap::from([("kill-twin", 2)]),
             operations: 100,
