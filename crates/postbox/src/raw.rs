@@ -46,8 +46,9 @@ impl ReadMemory {
     /// Maps the first `bytes` of `fd` read-only and shared.
     ///
     /// # Errors
-    /// What mmap(2) answers. The caller has checked that the file is at least that long and that it
-    /// is sealed against shrinking; otherwise an access could raise SIGBUS.
+    /// What mmap(2) answers; EINVAL, too, where the last word is not whole. The caller has checked that
+    /// the file is at least that long and that it is sealed against shrinking; otherwise an access could
+    /// raise SIGBUS.
     pub fn map(fd: impl AsFd, bytes: usize) -> nix::Result<Self> {
         Self::map_at(fd, 0, bytes)
     }
@@ -138,21 +139,28 @@ impl ReadMemory {
     }
 
     /// Copies bytes out, word by word. A racing writer can tear the result but nothing else.
+    ///
+    /// Whole words at both ends, too: where atomic accesses of different sizes race, Rust defines nothing.
     pub fn copy_out(&self, offset: usize, into: &mut [u8]) {
         self.check(offset, into.len(), 1);
         let lead = offset.next_multiple_of(8).min(offset + into.len()) - offset;
         let (lead_bytes, rest) = into.split_at_mut(lead);
-        for (index, byte) in lead_bytes.iter_mut().enumerate() {
-            *byte = self.load_u8(offset + index);
-        }
+        self.copy_part_out(offset, lead_bytes);
         let mut at = offset + lead;
         let mut words = rest.chunks_exact_mut(8);
         for chunk in &mut words {
             chunk.copy_from_slice(&self.load_u64(at).to_ne_bytes());
             at += 8;
         }
-        for (index, byte) in words.into_remainder().iter_mut().enumerate() {
-            *byte = self.load_u8(at + index);
+        self.copy_part_out(at, words.into_remainder());
+    }
+
+    /// The same within one word.
+    fn copy_part_out(&self, offset: usize, into: &mut [u8]) {
+        if !into.is_empty() {
+            let within = offset % 8;
+            let word = self.load_u64(offset - within).to_ne_bytes();
+            into.copy_from_slice(&word[within..within + into.len()]);
         }
     }
 }
@@ -207,7 +215,7 @@ impl WriteMemory {
         .map(Self)
     }
 
-    /// Zeroed plain memory, for tests of the algorithms without a kernel.
+    /// Zeroed plain memory, whole words of it, for tests of the algorithms without a kernel.
     #[must_use]
     pub fn heap(bytes: usize) -> Self {
         Self::heap_pair(bytes).0
@@ -216,7 +224,8 @@ impl WriteMemory {
     /// The same with a second, read-only view of it.
     #[must_use]
     pub fn heap_pair(bytes: usize) -> (Self, Arc<ReadMemory>) {
-        let words: Arc<[AtomicU64]> = (0..bytes.div_ceil(8)).map(|_| AtomicU64::new(0)).collect();
+        let bytes = bytes.next_multiple_of(8);
+        let words: Arc<[AtomicU64]> = (0..bytes / 8).map(|_| AtomicU64::new(0)).collect();
         let view = |words: Arc<[AtomicU64]>| ReadMemory {
             base: NonNull::from(&*words).cast(),
             bytes,
@@ -265,22 +274,29 @@ impl WriteMemory {
         self.word_u32(offset).swap(value, Ordering::SeqCst)
     }
 
-    /// Copies bytes in, word by word, without ordering.
+    /// Copies bytes in, word by word, without ordering. The words at both ends are read and written back whole, so nobody
+    /// else may write to them meanwhile; whoever reads may.
     pub fn copy_in(&self, offset: usize, from: &[u8]) {
         self.check(offset, from.len(), 1);
         let lead = offset.next_multiple_of(8).min(offset + from.len()) - offset;
         let (lead_bytes, rest) = from.split_at(lead);
-        for (index, byte) in lead_bytes.iter().enumerate() {
-            self.store_u8(offset + index, *byte);
-        }
+        self.copy_part_in(offset, lead_bytes);
         let mut at = offset + lead;
         let (words, tail) = rest.as_chunks::<8>();
         for word in words {
             self.store_u64(at, u64::from_ne_bytes(*word));
             at += 8;
         }
-        for (index, byte) in tail.iter().enumerate() {
-            self.store_u8(at + index, *byte);
+        self.copy_part_in(at, tail);
+    }
+
+    /// The same within one word.
+    fn copy_part_in(&self, offset: usize, from: &[u8]) {
+        if !from.is_empty() {
+            let within = offset % 8;
+            let mut word = self.load_u64(offset - within).to_ne_bytes();
+            word[within..within + from.len()].copy_from_slice(from);
+            self.store_u64(offset - within, u64::from_ne_bytes(word));
         }
     }
 }
@@ -291,7 +307,9 @@ fn map_shared(
     bytes: usize,
     protection: ProtFlags,
 ) -> nix::Result<ReadMemory> {
-    let length = NonZeroUsize::new(bytes).ok_or(nix::errno::Errno::EINVAL)?;
+    let whole = Some(bytes).filter(|bytes| bytes.is_multiple_of(8));
+    let length = whole.and_then(NonZeroUsize::new);
+    let length = length.ok_or(nix::errno::Errno::EINVAL)?;
     let offset = i64::try_from(offset).map_err(|_| nix::errno::Errno::EINVAL)?;
     // SAFETY: a fresh shared mapping at an address of the kernel's choice overlaps nothing, and
     // `ReadMemory` unmaps it once. Unsafe is needed because mmap is a raw system call.
