@@ -1,6 +1,8 @@
 //! The loop: for each ready twin move its ring into the log up to a fair bound, publish once, wake
 //! the waiting twins once. Nothing here ever waits for a twin.
 
+#[cfg(test)]
+mod fuzz;
 mod on_xen;
 
 pub use on_xen::readmit;
@@ -177,22 +179,28 @@ impl Broker {
     /// The kernel refuses something that a broker cannot go on without.
     pub fn run(&mut self) -> anyhow::Result<()> {
         self.supervisor.notify("READY=1\nSTATUS=waiting for twins");
-        let mut events = [EpollEvent::empty(); 32];
         while !self.stopping {
             let timeout = self.prepare_sleep();
-            let count = match self.epoll.wait(&mut events, timeout) {
-                Ok(count) => count,
-                Err(Errno::EINTR) => 0,
-                Err(error) => return Err(error).context("epoll_wait failed"),
-            };
-            // The rings first: connections can wait, twins do not like to.
-            self.serve_rings();
-            for event in &events[..count] {
-                self.handle_event(Token::decode(event.data()));
-            }
-            self.expire(Instant::now());
+            self.turn(timeout)?;
         }
         self.stop();
+        Ok(())
+    }
+
+    /// Sleeps for at most this long, and then looks after everybody once.
+    fn turn(&mut self, timeout: EpollTimeout) -> anyhow::Result<()> {
+        let mut events = [EpollEvent::empty(); 32];
+        let count = match self.epoll.wait(&mut events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(error) => return Err(error).context("epoll_wait failed"),
+        };
+        // The rings first: connections can wait, twins do not like to.
+        self.serve_rings();
+        for event in &events[..count] {
+            self.handle_event(Token::decode(event.data()));
+        }
+        self.expire(Instant::now());
         Ok(())
     }
 

@@ -115,7 +115,7 @@ impl Membership {
     /// [`MembershipError::Damaged`] when it is none, or not whole.
     pub fn parse(text: &str) -> Result<Self, MembershipError> {
         const NUMBERS: MembershipError = MembershipError::Damaged("its numbers are none");
-        let mut lines = text.lines();
+        let mut lines = text.strip_suffix('\n').unwrap_or(text).split('\n');
         if lines.next() != Some(HEADING) {
             return Err(MembershipError::Damaged("it has no heading"));
         }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use twinbft_types::Digest;
@@ -199,13 +200,18 @@ impl Store {
         let found = read(dir).map_err(failed("reading the evidence in", dir))?;
         let mut file = OpenOptions::new()
             .create(true)
+            .read(true)
             .append(true)
             .open(&path)
             .map_err(failed("opening", &path))?;
         let bytes = file.metadata().map_err(failed("reading", &path))?.len();
-        let is_torn = (found.damage.last())
-            .is_some_and(|damage| damage.path == path && damage.problem.contains("cut off"));
-        if is_torn {
+        // Also where nothing but the newline is missing, and the event before it is whole.
+        let mut last = [b'\n'];
+        if let Some(at) = bytes.checked_sub(1) {
+            file.read_exact_at(&mut last, at)
+                .map_err(failed("reading", &path))?;
+        }
+        if last != [b'\n'] {
             file.write_all(b"\n").map_err(failed("writing", &path))?;
         }
         let mut keys = BTreeMap::new();
@@ -240,7 +246,7 @@ impl Store {
             count: 0,
             written_us: 0,
         });
-        of_key.count += 1;
+        of_key.count = of_key.count.saturating_add(1);
         record.count = of_key.count;
         let is_due =
             of_key.count <= ALL_OF_A_KEY || record.time_us.abs_diff(of_key.written_us) >= ONE_IN_US;
@@ -256,7 +262,8 @@ impl Store {
     pub fn totals(&self) -> BTreeMap<String, u64> {
         let mut totals = BTreeMap::new();
         for ((kind, ..), of_key) in &self.keys {
-            *totals.entry(kind.clone()).or_default() += of_key.count;
+            let total: &mut u64 = totals.entry(kind.clone()).or_default();
+            *total = total.saturating_add(of_key.count);
         }
         totals
     }

@@ -88,6 +88,22 @@ fn a_torn_end_is_named_and_written_behind() {
 }
 
 #[test]
+fn behind_an_event_without_its_newline_the_next_one_has_a_line_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    noted(&mut store, culprit(1, 1, 1));
+    drop(store);
+    let path = dir.path().join("evidence.log");
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    noted(&mut store, culprit(1, 2, 2));
+    let found = read(dir.path()).unwrap();
+    assert_eq!(found.damage, []);
+    assert_eq!(found.records.len(), 2);
+}
+
+#[test]
 fn a_flood_fills_no_disk_and_the_first_of_each_stay() {
     let dir = tempfile::tempdir().unwrap();
     let (mut store, _) = Store::open(dir.path()).unwrap();
@@ -133,4 +149,25 @@ fn random_bytes_are_no_events() {
     let found = read(dir.path()).unwrap();
     assert_eq!(found.records, []);
     assert!(found.damage.len() > 100);
+}
+
+#[test]
+fn a_count_at_its_end_stays_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    noted(&mut store, culprit(1, 7, 10));
+    drop(store);
+    let last = Record {
+        count: u64::MAX,
+        ..culprit(1, 8, 20)
+    };
+    let other = Record {
+        count: u64::MAX,
+        ..culprit(0, 8, 20)
+    };
+    let lines = [last, other].map(|record| file::encode(&record));
+    fs::write(dir.path().join("evidence.log"), lines.concat()).unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    assert_eq!(noted(&mut store, culprit(1, 9, 30)).count, u64::MAX);
+    assert_eq!(store.totals()["culprit"], u64::MAX);
 }

@@ -250,3 +250,27 @@ proptest! {
         flip(byte, bit);
     }
 }
+
+/// No broker comes to the last numbers, so a log that says so is damaged; it must not stop who reads it.
+#[test]
+fn a_log_at_the_end_of_its_numbers_is_damaged() {
+    let (writer, memory) = fresh();
+    let last = u64::MAX - 7;
+    let at = writer.layout.data_at(last);
+    writer.memory.copy_in(at, &encode_pad());
+    writer.memory.store_u64(state_field!(1u64, offset), last);
+    writer.memory.store_u64(header!(tail_offset), 32);
+    writer.memory.store_u64(header!(states), 1);
+    let mut view = LogView::open(memory.clone()).expect("a log");
+    let damage = ReadError::Corrupt {
+        position: 0,
+        what: Corruption::Tail { tail: 32, at: last },
+    };
+    assert_eq!(view.poll_next(&mut Vec::new()), Err(damage));
+
+    let (writer, memory) = fresh();
+    writer.memory.store_u64(header!(generation), u64::MAX);
+    let into = WriteMemory::heap(region_bytes(&info().limits));
+    let adopted = LogWriter::adopt(into, memory);
+    assert!(matches!(adopted, Err(AdoptError::Limits)));
+}

@@ -360,7 +360,9 @@ impl LogView {
                 }
             }
             let unread = self.tail_seen.wrapping_sub(self.at);
-            if unread > self.info.limits.log_bytes {
+            // The offsets and positions of a log have an end that no broker comes to.
+            let is_over = self.at.checked_add(unread).is_none() || self.position == u64::MAX;
+            if unread > self.info.limits.log_bytes || is_over {
                 return Err(self.broken(Corruption::Tail {
                     tail: self.tail_seen,
                     at: self.at,

@@ -73,7 +73,7 @@ impl LogWriter {
         let retained = collect(&mut view)?;
         let agreed = retained.agreed.clone();
         let mut info = view.info().clone();
-        info.generation += 1;
+        info.generation = info.generation.checked_add(1).ok_or(AdoptError::Limits)?;
         let ledger = Ledger::restore(info.limits.clone(), retained).ok_or(AdoptError::Limits)?;
         // A pad may follow the last entry that was published; the ledger would pad again.
         if ledger.tail_offset() != view.offset() {

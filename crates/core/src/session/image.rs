@@ -131,6 +131,10 @@ impl Session {
         if encoded.above.contains(&encoded.low.saturating_add(1)) {
             return wrong("a session whose lowest open number is executed");
         }
+        // The digest is of what they mean: of two encodings of it one would count its bytes wrongly.
+        if !encoded.kept.is_sorted_by(|a, b| a.0 < b.0) {
+            return wrong("a session whose kept results are not in their order, each once");
+        }
         let mut session = Self {
             low: encoded.low,
             above: encoded.above,
@@ -153,6 +157,10 @@ impl Session {
         Ok(session)
     }
 }
+
+#[cfg(test)]
+#[path = "image_fuzz.rs"]
+mod fuzz;
 
 #[cfg(test)]
 mod tests {
@@ -210,6 +218,25 @@ mod tests {
         let of = |image: &SessionImage, place: usize| image.keys[&3].sessions[place].1.clone();
         assert!(of(&before, 0) != of(&after, 0));
         assert_eq!(of(&before, 1).as_ptr(), of(&after, 1).as_ptr());
+    }
+
+    /// The digest is of what a session means, so bytes that mean the same in another way would pass it; and a result that
+    /// stands there twice would count twice, and so give way here earlier than on the hosts that executed it.
+    #[test]
+    fn a_session_whose_results_stand_there_twice_or_in_another_order_is_refused() {
+        let mut table = SessionTable::new(BOUNDS);
+        executed(&mut table, 1, 1, 1);
+        executed(&mut table, 1, 2, 2);
+        let image = table.image();
+        let honest = &image.keys[&3].sessions[0].1;
+        let bent = |bend: fn(&mut Encoded)| {
+            let mut encoded: Encoded = from_canonical(honest).unwrap();
+            bend(&mut encoded);
+            session_digest(&canonical(&encoded))
+        };
+        assert_eq!(bent(|_| {}), session_digest(honest));
+        assert!(bent(|session| session.kept.reverse()).is_err());
+        assert!(bent(|session| session.kept.push(session.kept[1].clone())).is_err());
     }
 
     #[test]

@@ -6,6 +6,8 @@
 //! is never survived: [`Storage`] then gives errors only, and the node stops.
 
 mod boot;
+#[cfg(test)]
+mod fuzz;
 mod journal;
 mod segment;
 mod standing;
