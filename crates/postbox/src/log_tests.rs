@@ -261,7 +261,7 @@ fn a_log_at_the_end_of_its_numbers_is_damaged() {
     writer.memory.store_u64(state_field!(1u64, offset), last);
     writer.memory.store_u64(header!(tail_offset), 32);
     writer.memory.store_u64(header!(states), 1);
-    let mut view = LogView::open(memory.clone()).expect("a log");
+    let mut view = LogView::open(memory).expect("a log");
     let damage = ReadError::Corrupt {
         position: 0,
         what: Corruption::Tail { tail: 32, at: last },

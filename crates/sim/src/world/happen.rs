@@ -1,5 +1,6 @@
 //! One thing happens: a twin takes a step, and its effects are carried out.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use rand::RngExt;
@@ -185,9 +186,20 @@ impl World {
         let mut effects = std::mem::take(&mut self.effects);
         let twin = &mut self.twins[index];
         twin.skew_us += jumped_us;
-        let fault = twin.step(now_us, input, &mut effects);
-        twin.skew_us -= jumped_us;
         let correct = twin.is_correct();
+        let stepped = if correct {
+            Ok(twin.step(now_us, input, &mut effects))
+        } else {
+            catch_unwind(AssertUnwindSafe(|| twin.step(now_us, input, &mut effects)))
+        };
+        twin.skew_us -= jumped_us;
+        let Ok(fault) = stepped else {
+            // What a double says in its core's place can break that core's own invariants: then it stops for good.
+            twin.go_down();
+            effects.0.clear();
+            self.effects = effects;
+            return Ok(());
+        };
         if let Err(fault) = fault {
             self.tracer
                 .line(|| format!("{now_us} {id} refuses: {fault}"));
