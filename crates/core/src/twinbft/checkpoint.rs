@@ -37,6 +37,8 @@ pub struct Checkpoints {
     repeats: u32,
     /// Own digests up to this one are posted.
     said: Slot,
+    /// The checkpoint at `L`, until it is posted.
+    unsaid_stable: Option<(Slot, Digest)>,
     /// Up to where slots are given up.
     past_to: Slot,
 }
@@ -69,6 +71,11 @@ impl Checkpoints {
         if self.own.is_empty() {
             self.waiting_since_us = None;
         }
+    }
+
+    /// This checkpoint is stable, and held: it may not be said yet.
+    pub fn note_stable(&mut self, slot: Slot, digest: Digest) {
+        self.unsaid_stable = (slot > self.said).then_some((slot, digest));
     }
 
     fn trim(&mut self, slot: Slot) {
@@ -194,9 +201,20 @@ impl Replica {
         self.poll_stable(out);
     }
 
-    /// Posts this twin's digests, as far as they count in its host's log; the others wait until that has accepted more.
+    /// Posts this twin's digests, as far as they count in its host's log; the others wait until that has accepted more. That
+    /// of `L` is one of them, also when other hosts have made it stable before this one said anything, or when its state
+    /// was taken over: should another host lose what it has said, this one's word may be the `Q`-th.
     pub(super) fn say_checkpoints(&mut self, out: &mut Effects) {
         let last = self.log.last_checkpoint_that_counts();
+        if let Some((slot, digest)) = self.checkpoints.unsaid_stable
+            && slot <= last
+        {
+            self.checkpoints.unsaid_stable = None;
+            self.checkpoints.said = self.checkpoints.said.max(slot);
+            let entry = Entry::Checkpoint { slot, digest };
+            out.push(Effect::Persist(Record::Promise(entry.clone())));
+            out.post(entry);
+        }
         while let Some((slot, own)) = self.checkpoints.next_unsaid()
             && slot <= last
         {
@@ -271,6 +289,7 @@ impl Replica {
         self.stable = slot;
         self.judge_checkpoint(slot, digest, out);
         self.checkpoints.repeats = 0;
+        self.checkpoints.note_stable(slot, digest);
         self.checkpoints.stable = own;
         self.checkpoints.trim(slot);
         self.chain.stand_at(slot, own.history);

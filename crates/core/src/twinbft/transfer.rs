@@ -428,6 +428,7 @@ impl Replica {
         self.transfer.stuck = None;
         let digest = parts.digest();
         out.push(Effect::Persist(Record::Stable { slot, digest }));
+        self.checkpoints.note_stable(slot, digest);
         self.keep_checkpoint(slot, parts, checkpoint.sessions, out);
         self.rejoin_chain();
         self.rebuild_in_log(self.log.accepted().0);
@@ -463,7 +464,8 @@ impl Replica {
         out.post(entry);
     }
 
-    /// 5: a twin that can verify a sibling's JUMP posts the same one.
+    /// 5: a twin that can verify a sibling's JUMP posts the same one, also when it has posted a higher one: of each twin the
+    /// latest counts, and two that catch up at different speeds would never meet.
     pub(super) fn handle_jump_entry(&mut self, slot: Slot, out: &mut Effects) {
         let me = self.config.twin();
         let is_known = slot <= self.commit.committed() && slot <= self.execution.executed();
@@ -471,7 +473,7 @@ impl Replica {
             let is_own = twin != me && s == slot && self.history_of(s) == Some(history);
             (is_own && (is_known || self.is_vouched(s, history))).then_some(history)
         });
-        let has_posted = self.log.jumps().any(|(twin, s, _)| twin == me && s >= slot);
+        let has_posted = self.log.jumps().any(|(twin, s, _)| (twin, s) == (me, slot));
         if wanted.is_some() && !has_posted && slot > self.log.accepted().0 {
             self.jump(slot, out);
         }
