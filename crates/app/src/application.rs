@@ -144,8 +144,8 @@ pub trait Application: Send {
 
     /// At a start, before anything is executed: makes the state of an earlier checkpoint the service's own again, durably,
     /// and answers whether it could. The last [`CHECKPOINTS_KEPT`] are kept, but for those before a
-    /// [`restore_activate`](Self::restore_activate). A twin goes back to the last *stable* checkpoint: what it has made
-    /// since is its own word alone, and helps no sibling that has lost its disk (protocol.md 8, row 2).
+    /// [`restore_activate`](Self::restore_activate). With one host a twin goes back to the last *stable* checkpoint: what it
+    /// has made since is its own word alone, and helps no sibling that has lost its disk (protocol.md 8, row 2).
     ///
     /// # Errors
     /// When the store fails; the node must stop.

@@ -79,7 +79,11 @@ impl Disk {
         let base = match &memory {
             Memory::Lost => None,
             Memory::Genesis(_) => bring(&mut *app, &journaled, Slot(0))?,
-            Memory::Kept { records, .. } => bring(&mut *app, &journaled, last_stable(records))?,
+            Memory::Kept { records, .. } => {
+                let alone = config.hosts.len() == 1;
+                let stable = alone.then(|| last_stable(records)).unwrap_or_default();
+                bring(&mut *app, &journaled, stable)?
+            }
         };
         if base.is_none()
             && let Some(checkpoint) = app.last_checkpoint()
@@ -213,8 +217,8 @@ impl Memory {
     }
 }
 
-/// Brings the service to a checkpoint of which the journal has the rest: the last stable one, or, when that is not there
-/// any more, the last one.
+/// Brings the service to a checkpoint of which the journal has the rest: this one, or, when it is not there any more, the
+/// last one. With one host it is the stable one (docs/adr/0011-starting-again.md).
 fn bring(
     app: &mut dyn Application,
     journaled: &Journaled,

@@ -37,6 +37,8 @@ pub struct Observer {
     decided: BTreeSet<(Incarnation, Statement)>,
     once: BTreeMap<Subject, Digest>,
     decisions: Vec<Decision>,
+    /// The highest incarnations that logs of earlier epochs showed: what was said of them stays true.
+    shown: BTreeMap<HostId, Incarnation>,
 }
 
 impl Observer {
@@ -52,13 +54,22 @@ impl Observer {
             decided: BTreeSet::new(),
             once: BTreeMap::new(),
             decisions: Vec::new(),
+            shown: BTreeMap::new(),
         }
     }
 
     /// The log was lost; a new epoch begins.
     pub fn begin_epoch(&mut self, epoch: Epoch) {
+        for host in self.shape.all_hosts() {
+            self.shown.insert(host, self.shown_incarnation(host));
+        }
         self.log = HostLog::reopened(self.shape, self.host, self.bounds);
         self.epoch = epoch;
+    }
+
+    fn shown_incarnation(&self, of: HostId) -> Incarnation {
+        let before = self.shown.get(&of).copied().unwrap_or_default();
+        before.max(self.log.incarnation(of))
     }
 
     /// The host's automaton.
@@ -117,7 +128,7 @@ impl Observer {
             ..
         } = statement
         {
-            return of.0 < self.shape.hosts() && *shown <= self.log.incarnation(*of);
+            return of.0 < self.shape.hosts() && *shown <= self.shown_incarnation(*of);
         }
         // 6: the ACK of a heartbeat echoes its count; it is cumulative, and true once the host has accepted the slot.
         let Statement::Ack {

@@ -38,10 +38,10 @@ impl Disk {
         }
     }
 
-    /// Where a start stands: at the last stable checkpoint, or, without it, at the last one.
-    fn begin(&mut self) -> Option<Kept> {
+    /// Where a start stands: with one host at the last stable checkpoint, if it is there, else at the last one.
+    fn begin(&mut self, hosts: u8) -> Option<Kept> {
         let stable = last_stable(&self.records);
-        let is_stable = |kept: &Kept| kept.checkpoint.slot == stable;
+        let is_stable = |kept: &Kept| hosts == 1 && kept.checkpoint.slot == stable;
         if let Some(at) = self.checkpoints.iter().position(is_stable) {
             self.checkpoints.truncate(at + 1);
         }
@@ -136,7 +136,7 @@ impl World {
         let seed = self.scenario.seed;
         let twin = &mut self.twins[index];
         let state = log.agreed_state();
-        let kept = twin.disk.begin();
+        let kept = twin.disk.begin(self.scenario.shape.hosts());
         twin.service = kept.as_ref().map(|k| k.service.clone()).unwrap_or_default();
         twin.snapshots = kept
             .iter()
