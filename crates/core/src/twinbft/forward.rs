@@ -53,6 +53,11 @@ impl Forwards {
         self.waiting.values().map(|(_, since)| *since).min()
     }
 
+    /// A start is over: what was to be posted meanwhile was not.
+    pub fn forget_posted(&mut self) {
+        self.posted.clear();
+    }
+
     /// An own RETRANSMISSION was read back.
     pub fn note_read(&mut self, request: &RequestRef) {
         self.posted.remove(&(request.client, request.seq));

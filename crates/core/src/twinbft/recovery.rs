@@ -396,7 +396,7 @@ impl Replica {
         replica.recovery.is_new_epoch = recovered.is_new_epoch;
         replica.recovery.take_memory(&recovered_memory);
         replica.amnesia = Amnesia::new(recovered.nonce);
-        replica.keep_uncertified();
+        replica.keep_below();
         let mut nothing = Effects::default();
         replica.adopt_log(&mut nothing);
         assert!(nothing.0.is_empty(), "nothing is executed yet");
@@ -478,11 +478,20 @@ impl Replica {
         self.raise_tip();
     }
 
+    /// Down to where a start keeps slots.
+    fn floor_of_start(&self) -> Slot {
+        let stable = self.stable.min(self.recovery.stable);
+        Slot(stable.0.saturating_sub(self.config.tuning.checkpoint_slots))
+    }
+
     /// The checkpoint that this twin stands at may be its own alone: a sibling that lost its disk then has nothing to verify it by
-    /// (8, row 2), and needs the slots from the last stable one on.
-    fn keep_uncertified(&mut self) {
+    /// (8, row 2), and needs the slots from the last stable one on. Those below are kept as they always are, one interval at
+    /// hand and the rest by its bytes ([`super::past`]): of what others said of the checkpoint a part may be void or lost
+    /// (8, incarnations), and a certified history with the slots below it serves those who lag as well.
+    fn keep_below(&mut self) {
         let (mut slot, mut history) = (self.stable, self.checkpoints.stable_history());
-        while slot > self.recovery.stable
+        let floor = self.floor_of_start();
+        while slot > floor
             && let Some(kept) = self.recovery.slots.get(&(slot, history))
         {
             let previous = kept.previous;
@@ -490,6 +499,16 @@ impl Replica {
             self.slots.insert(slot, data);
             slot = Slot(slot.0 - 1);
             history = previous;
+        }
+        let mut below = Vec::new();
+        while let Some(kept) = self.recovery.slots.get(&(slot, history)) {
+            below.push((slot, history));
+            slot = Slot(slot.0 - 1);
+            history = kept.previous;
+        }
+        for (slot, history) in below.into_iter().rev() {
+            let data = self.slot_data(slot, history, &self.recovery.slots[&(slot, history)]);
+            self.past.push(slot, data, self.config.tuning.retain_bytes);
         }
     }
 
@@ -671,14 +690,10 @@ impl Replica {
 
     /// The first words: promises that the log lacks, then what was held back and the log lacks.
     fn speak_again(&mut self, out: &mut Effects) {
+        let floor = self.floor_of_start();
         let recovery = std::mem::take(&mut self.recovery);
         // The retained log may reach further down than what this twin and its siblings stand at (11.9).
-        let interval = self.config.tuning.checkpoint_slots;
-        self.trim_slots(if recovery.stable < self.stable {
-            recovery.stable
-        } else {
-            Slot(self.stable.0.saturating_sub(interval))
-        });
+        self.trim_slots(floor);
         let (left, wished) = self.log.standing_of(self.config.twin());
         let promised = |view_of: fn(&Entry) -> Option<View>| {
             let views = recovery.promises.iter().filter_map(view_of);
@@ -695,6 +710,7 @@ impl Replica {
         self.views.recall(left.max(promised_left), accepted);
         self.suspicion.recall(wished);
         self.suspect_anew(false);
+        self.forwards.forget_posted();
         self.heartbeats.reset(self.now.mono_us);
         let is_posted = |entry: &Entry| recovery.posted.contains(&Digest::of(&canonical(entry)));
         // Appends are FIFO, so the log has every promise before the last one that it shows.

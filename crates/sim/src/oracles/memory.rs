@@ -10,10 +10,10 @@ pub fn check_footprint(
     tuning: &Tuning,
     unanimous: bool,
 ) -> Result<(), Violation> {
-    // From one interval below L to the high mark of a sibling, whose L may be a checkpoint ahead, and an interval that a start
+    // From one interval below L to the high mark of a sibling, whose L may be a checkpoint ahead, and two intervals that a start
     // has taken from its write-ahead log and hands over a few slots a step. With m > q a twin that lacks a body falls
     // behind its siblings until state transfer ends that: a loose bound.
-    let intervals = if unanimous { 5 } else { 17 };
+    let intervals = if unanimous { 6 } else { 18 };
     let slots = usize::try_from(intervals * tuning.checkpoint_slots + 1).unwrap_or(usize::MAX);
     // The least of the bounds below: hardly ever exceeded, and then the names are looked at.
     let least = slots
