@@ -62,8 +62,7 @@ impl Replica {
                     continue;
                 }
                 Entry::Jump { slot, history } => {
-                    // The highest: a lower one may follow it, for a sibling that is behind.
-                    jump = jump.max(Some((*slot, *history)));
+                    jump = Some((*slot, *history));
                     continue;
                 }
                 _ => continue,

@@ -464,8 +464,7 @@ impl Replica {
         out.post(entry);
     }
 
-    /// 5: a twin that can verify a sibling's JUMP posts the same one, also when it has posted a higher one: of each twin the
-    /// latest counts, and two that catch up at different speeds would never meet.
+    /// 5: a twin that can verify a sibling's JUMP posts the same one.
     pub(super) fn handle_jump_entry(&mut self, slot: Slot, out: &mut Effects) {
         let me = self.config.twin();
         let is_known = slot <= self.commit.committed() && slot <= self.execution.executed();
@@ -473,7 +472,7 @@ impl Replica {
             let is_own = twin != me && s == slot && self.history_of(s) == Some(history);
             (is_own && (is_known || self.is_vouched(s, history))).then_some(history)
         });
-        let has_posted = self.log.jumps().any(|(twin, s, _)| (twin, s) == (me, slot));
+        let has_posted = self.log.jumps().any(|(twin, s, _)| twin == me && s >= slot);
         if wanted.is_some() && !has_posted && slot > self.log.accepted().0 {
             self.jump(slot, out);
         }

@@ -367,6 +367,31 @@ fn without_incarnations_an_acknowledged_write_is_dropped() {
     assert!(outcome.is_err(), "nobody noticed");
 }
 
+/// Rules that random seeds do not miss within 10,000, because what they are for seldom comes together: the script that brings it
+/// about fails without them.
+#[cfg(feature = "mutants")]
+#[test]
+fn without_a_rule_the_script_that_is_for_it_fails() {
+    use twinbft_core::mutants::{Rule, take_out};
+    let scripts: [(Rule, fn()); 2] = [
+        (
+            Rule::Committed,
+            a_host_for_which_the_primary_spoils_its_macs_follows_by_committed,
+        ),
+        (
+            Rule::ReplyView,
+            tentative_replies_of_two_views_are_no_quorum,
+        ),
+    ];
+    for (rule, script) in scripts {
+        script();
+        take_out(Some(rule));
+        let outcome = std::panic::catch_unwind(script);
+        take_out(None);
+        assert!(outcome.is_err(), "nobody missed {rule:?}");
+    }
+}
+
 /// A bad twin of the primary that spoils its MACs for one host keeps it from every ORDER and HEARTBEAT. Another host's
 /// COMMITTED lets it fetch and jump, though no checkpoint comes (5).
 #[test]
