@@ -683,3 +683,14 @@ fn open_fast_reads_are_bounded() {
         Err(SubmitError::TooManyQueries { open: 2 })
     );
 }
+
+/// 7: the check of an answer's MAC is missed where it is taken out; seeds of the simulator do not miss it.
+#[cfg(feature = "mutants")]
+#[test]
+fn without_the_mac_of_an_answer_anybody_answers() {
+    use twinbft_types::mutants::{Rule, take_out};
+    take_out(Some(Rule::AnswerMac));
+    let outcome = std::panic::catch_unwind(a_twin_answers_once_and_for_itself);
+    take_out(None);
+    assert!(outcome.is_err(), "nobody missed it");
+}
