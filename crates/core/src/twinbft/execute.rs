@@ -40,6 +40,7 @@ pub struct Execution {
 #[derive(Clone, Debug)]
 struct Outstanding {
     slot: Slot,
+    history: Digest,
     /// For each request of the batch, whether it is executed or a no-op.
     plan: Vec<(RequestRef, bool)>,
     /// A view change has dropped it: its results are of no use.
@@ -148,6 +149,7 @@ impl Replica {
         self.backup.raise_tip(slot);
         self.execution.outstanding.push_back(Outstanding {
             slot,
+            history: seed,
             plan,
             is_undone: false,
         });
@@ -173,11 +175,7 @@ impl Replica {
         if outstanding.is_undone {
             return;
         }
-        let history = self
-            .slots
-            .get(slot)
-            .expect("executing slots are held")
-            .history;
+        let history = outstanding.history;
         self.execution.executed = slot;
         let view = self.reply_view(slot);
         let mut results = results.into_iter();
