@@ -80,8 +80,11 @@ impl Disk {
             Memory::Lost => None,
             Memory::Genesis(_) => bring(&mut *app, &journaled, Slot(0))?,
             Memory::Kept { records, .. } => {
-                let alone = config.hosts.len() == 1;
-                let stable = alone.then(|| last_stable(records)).unwrap_or_default();
+                let stable = if config.hosts.len() == 1 {
+                    last_stable(records)
+                } else {
+                    Slot(0)
+                };
                 bring(&mut *app, &journaled, stable)?
             }
         };
