@@ -154,6 +154,10 @@ impl Session {
             };
             session.kept.insert(seq, kept);
         }
+        // Nor in any other way: what is sent on is what has this digest.
+        if session.encode() != bytes {
+            return wrong("a session in another encoding than its own");
+        }
         Ok(session)
     }
 }
