@@ -187,12 +187,14 @@ impl Driver {
         {
             self.step(Input::Timer)?;
         }
-        while let Some(control) = self.inbox.poll_control() {
-            self.handle_control(control)?;
-        }
         self.storage.flush()?;
         self.release_posts()?;
         self.hand_outbound_over();
+        // Behind the flush: a state that operators hear of is one that a crash does not take back.
+        while let Some(control) = self.inbox.poll_control() {
+            self.handle_control(control)?;
+            busy = true;
+        }
         Ok(busy)
     }
 
