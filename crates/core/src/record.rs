@@ -3,9 +3,9 @@
 use borsh::{BorshDeserialize, BorshSerialize};
 use twinbft_types::{Certificate, Digest, Entry, Epoch, Request, Slot, View};
 
-/// The last stable checkpoint of a write-ahead log, or genesis: where a start stands, when its service still has that state and nobody else can help.
-/// What this twin alone has made above it does not help a sibling that has lost its disk (protocol.md 8, row 2), and is
-/// made again from the slots, which are kept from here on.
+/// The last stable checkpoint of a write-ahead log, or genesis. With one host a start stands there, when its service still has
+/// that state: what this twin alone has made above it does not help a sibling that has lost its disk (protocol.md 8, row 2),
+/// and is made again from the slots, which are kept from here on.
 #[must_use]
 pub fn last_stable(records: &[Record]) -> Slot {
     let stable = records.iter().filter_map(|record| match record {

@@ -210,20 +210,21 @@ impl Replica {
             && slot <= last
         {
             self.checkpoints.unsaid_stable = None;
-            self.checkpoints.said = self.checkpoints.said.max(slot);
-            let entry = Entry::Checkpoint { slot, digest };
-            out.push(Effect::Persist(Record::Promise(entry.clone())));
-            out.post(entry);
+            self.say_checkpoint(slot, digest, out);
         }
         while let Some((slot, own)) = self.checkpoints.next_unsaid()
             && slot <= last
         {
-            let digest = own.digest;
-            self.checkpoints.said = slot;
-            let entry = Entry::Checkpoint { slot, digest };
-            out.push(Effect::Persist(Record::Promise(entry.clone())));
-            out.post(entry);
+            self.say_checkpoint(slot, own.digest, out);
         }
+    }
+
+    /// 3, durability rule: the digest is in the write-ahead log before it is posted.
+    pub(super) fn say_checkpoint(&mut self, slot: Slot, digest: Digest, out: &mut Effects) {
+        self.checkpoints.said = self.checkpoints.said.max(slot);
+        let entry = Entry::Checkpoint { slot, digest };
+        out.push(Effect::Persist(Record::Promise(entry.clone())));
+        out.post(entry);
     }
 
     /// `q` twins have the same digest: the host certifies CHECKPOINT(n, digest) to all.
