@@ -5,6 +5,9 @@
 //! slots that its host has accepted ([`Phase::CatchingUp`]). Until both are done it is silent: what it would post is
 //! held back, and what its log already has of that is dropped.
 
+mod first_words;
+mod kept;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
@@ -16,8 +19,6 @@ use twinbft_types::{
 
 use super::Replica;
 use super::amnesia::Amnesia;
-use super::quarantine::standing;
-use super::slots::SlotData;
 use crate::config::CoreConfig;
 use crate::hostlog::HostLog;
 use crate::io::{Checkpoint, Effect, Effects};
@@ -478,102 +479,6 @@ impl Replica {
         self.raise_tip();
     }
 
-    /// Down to where a start keeps slots.
-    fn floor_of_start(&self) -> Slot {
-        let stable = self.stable.min(self.recovery.stable);
-        Slot(stable.0.saturating_sub(self.config.tuning.checkpoint_slots))
-    }
-
-    /// The checkpoint that this twin stands at may be its own alone: a sibling that lost its disk then has nothing to verify it by
-    /// (8, row 2), and needs the slots from the last stable one on. Those below are kept as they always are, one interval at
-    /// hand and the rest by its bytes ([`super::past`]): of what others said of the checkpoint a part may be void or lost
-    /// (8, incarnations), and a certified history with the slots below it serves those who lag as well.
-    fn keep_below(&mut self) {
-        let (mut slot, mut history) = (self.stable, self.checkpoints.stable_history());
-        let floor = self.floor_of_start();
-        while slot > floor
-            && let Some(kept) = self.recovery.slots.get(&(slot, history))
-        {
-            let previous = kept.previous;
-            let data = self.slot_data(slot, history, kept);
-            self.slots.insert(slot, data);
-            slot = Slot(slot.0 - 1);
-            history = previous;
-        }
-        let mut below = Vec::new();
-        while let Some(kept) = self.recovery.slots.get(&(slot, history)) {
-            below.push((slot, history));
-            slot = Slot(slot.0 - 1);
-            history = kept.previous;
-        }
-        for (slot, history) in below.into_iter().rev() {
-            let data = self.slot_data(slot, history, &self.recovery.slots[&(slot, history)]);
-            self.past.push(slot, data, self.config.tuning.retain_bytes);
-        }
-    }
-
-    /// Takes the slots up to this one over from the write-ahead log, as far down as they are there and needed.
-    pub(super) fn take_over_chain(&mut self, slot: Slot, history: Digest) {
-        if self.recovery.slots.is_empty() {
-            return;
-        }
-        let (mut slot, mut history) = (slot, history);
-        while slot > self.execution.begun()
-            && self
-                .slots
-                .get(slot)
-                .is_none_or(|data| data.history != history)
-        {
-            let Some(kept) = self.recovery.slots.get(&(slot, history)) else {
-                return;
-            };
-            let previous = kept.previous;
-            let data = self.slot_data(slot, history, kept);
-            for request in &data.requests {
-                self.voting.note_proposed(request.client, request.seq, slot);
-            }
-            self.slots.insert(slot, data);
-            slot = Slot(slot.0 - 1);
-            history = previous;
-        }
-    }
-
-    fn slot_data(&self, slot: Slot, history: Digest, kept: &KeptSlot) -> SlotData {
-        let shape = self.config.shape;
-        let view = match kept.certificate.as_ref().map(|c| &c.signed.statement) {
-            Some(Statement::Order { view, .. }) => *view,
-            _ => self.recovery.view_of(slot, history).unwrap_or_default(),
-        };
-        let primary = shape.primary(view);
-        let incarnation = kept.certificate.as_ref().map_or_else(
-            || self.log.incarnation(self.config.host()),
-            |certificate| certificate.signed.incarnation,
-        );
-        let mut data = SlotData::new(
-            (view, primary, incarnation),
-            history,
-            kept.timestamp_us,
-            kept.bodies.iter().map(Request::reference).collect(),
-            kept.bodies.iter().cloned().map(Some).collect(),
-            self.now.mono_us,
-        );
-        data.is_persisted = true;
-        for authenticator in kept.certificate.iter().flat_map(|c| &c.authenticators) {
-            data.add_signature(authenticator.clone());
-        }
-        if primary == self.config.host() && slot <= self.log.accepted().0 {
-            // Decided, so it may be signed again (release rule); a MAC of the same bytes is the same.
-            let statement = Statement::Order {
-                view,
-                slot,
-                history,
-            };
-            let signed = self.signed(statement);
-            data.add_signature(self.config.keys.sign(shape, &signed));
-        }
-        data
-    }
-
     /// Own entries of the log are this twin's memory of what it has said.
     pub(super) fn note_posted(&mut self, bytes: &[u8]) {
         if self.recovery.is_replaying() {
@@ -686,177 +591,6 @@ impl Replica {
             | Phase::CatchingUp
             | Phase::Running => None,
         }
-    }
-
-    /// The first words: promises that the log lacks, then what was held back and the log lacks.
-    fn speak_again(&mut self, out: &mut Effects) {
-        let floor = self.floor_of_start();
-        let recovery = std::mem::take(&mut self.recovery);
-        // The retained log may reach further down than what this twin and its siblings stand at (11.9).
-        self.trim_slots(floor);
-        let (left, wished) = self.log.standing_of(self.config.twin());
-        let promised = |view_of: fn(&Entry) -> Option<View>| {
-            let views = recovery.promises.iter().filter_map(view_of);
-            views.max().unwrap_or_default()
-        };
-        let accepted = promised(|entry| match entry {
-            Entry::NvAccept { view, .. } => Some(*view),
-            _ => None,
-        });
-        let promised_left = promised(|entry| match entry {
-            Entry::Leave { view, .. } => Some(*view),
-            _ => None,
-        });
-        self.views.recall(left.max(promised_left), accepted);
-        self.suspicion.recall(wished);
-        self.suspect_anew(false);
-        self.forwards.forget_posted();
-        self.heartbeats.reset(self.now.mono_us);
-        let is_posted = |entry: &Entry| recovery.posted.contains(&Digest::of(&canonical(entry)));
-        // Appends are FIFO, so the log has every promise before the last one that it shows.
-        let is_shown = |entry: &Entry| {
-            // A READMIT here says what the host has decided, and is no word of this twin's.
-            !matches!(entry, Entry::Readmit { .. }) && is_posted(entry)
-        };
-        let shown = recovery.promises.iter().rposition(is_shown);
-        let first = shown.map_or(0, |last| last + 1);
-        if !recovery.remembers || recovery.is_new_epoch {
-            // 8: what the host has accepted is in the new write-ahead log; from here on it counts.
-            let epoch = self.config.epoch;
-            out.push(Effect::Persist(Record::Joined { epoch }));
-        }
-        // Those of an earlier epoch are in what the HELLOs said.
-        let first = if recovery.is_new_epoch {
-            recovery.promises.len()
-        } else {
-            first
-        };
-        let accused = standing(&recovery.promises);
-        for promise in &recovery.promises[first..] {
-            if matches!(promise, Entry::Quarantine { twin } if !accused.contains(twin)) {
-                continue;
-            }
-            if self.still_counts(promise) {
-                out.post(promise.clone());
-            }
-        }
-        // The service may have made a checkpoint durable just before its CHECKPOINT was promised: others wait for it.
-        let (slot, digest) = (self.stable, self.checkpoints.stable_digest());
-        let checkpoint = Entry::Checkpoint { slot, digest };
-        if slot > Slot(0) && slot <= self.log.accepted().0 && !is_posted(&checkpoint) {
-            out.push(Effect::Persist(Record::Promise(checkpoint.clone())));
-            out.post(checkpoint);
-        }
-        for (entry, lazy) in recovery.held {
-            if !is_posted(&entry) && self.is_still_wanted(&entry) {
-                out.push(Effect::Post { entry, lazy });
-            }
-        }
-        self.sign_recalled_checkpoint(out);
-        if let Some(view) = self.log.live_view().filter(|_| !self.log.is_primary()) {
-            // 6: an ACK is sent again until superseded; its signatures may lie below the log's head.
-            let (slot, history) = self.log.accepted();
-            if slot > Slot(0) {
-                self.handle_accepted(view, slot, history, out);
-            }
-        }
-    }
-
-    /// Whether a promise that the log may lack still decides something; those that do not need not be repeated.
-    fn still_counts(&mut self, promise: &Entry) -> bool {
-        let accepted = self.log.accepted().0;
-        match promise {
-            Entry::Endorse {
-                view,
-                slot,
-                attempt,
-                history,
-                ..
-            } => {
-                let me = self.config.twin();
-                let candidate = self.log.candidate(*slot).is_some_and(|candidate| {
-                    (candidate.attempt, candidate.history) == (*attempt, *history)
-                        && !candidate.has_vote_of(me)
-                });
-                let counts = candidate && self.log.live_view() == Some(*view);
-                if counts {
-                    self.voting.recall_own(*slot, *attempt, true);
-                }
-                counts
-            }
-            Entry::Accept { view, slot, .. } => {
-                self.log.live_view() == Some(*view) && *slot > accepted
-            }
-            Entry::Checkpoint { slot, .. } => *slot <= accepted,
-            Entry::Leave { view, .. } => {
-                view.0 > 0 && !self.log.has_left(self.config.twin(), View(view.0 - 1))
-            }
-            Entry::Jump { slot, .. } => *slot > accepted,
-            Entry::Results { .. } => self.is_still_wanted(promise),
-            // Whoever asked asks again.
-            Entry::Peer { .. } | Entry::Relay { .. } | Entry::ResultAgain { .. } => false,
-            Entry::Sign {
-                statement: Statement::Order { slot, .. },
-                ..
-            } => *slot > self.commit.committed(),
-            Entry::Quarantine { twin } => self.still_accuses(*twin),
-            Entry::Readmit { .. } => false,
-            _ => true,
-        }
-    }
-
-    fn is_still_wanted(&self, entry: &Entry) -> bool {
-        match entry {
-            Entry::Results { slot, .. } => {
-                self.log.result_votes(*slot) > 0 || slot.0 + RESULTS_AGAIN > self.log.accepted().0.0
-            }
-            Entry::Accept { view, slot, .. } => {
-                self.log.live_view() == Some(*view) && *slot > self.log.accepted().0
-            }
-            // It may have been readmitted in what was read since.
-            Entry::Quarantine { twin } => self.is_accused(*twin) && self.still_accuses(*twin),
-            _ => true,
-        }
-    }
-}
-
-impl Replica {
-    /// The end of this twin's own chain on a backup host, as far as it holds it: what its host has accepted, and what
-    /// it has promised to accept beyond.
-    pub(super) fn raise_tip(&mut self) {
-        let Some(view) = self.log.live_view().filter(|_| !self.log.is_primary()) else {
-            return;
-        };
-        let held = match self.first_missing() {
-            Some(missing) => Slot(missing.0 - 1),
-            None => self.log.accepted().0.max(self.execution.begun()),
-        };
-        self.backup.raise_tip(held);
-        while let Some(slot) = self.promised_next(view) {
-            self.backup.raise_tip(slot);
-        }
-    }
-
-    /// The slot after the tip, when the write-ahead log promises its acceptance in this view.
-    fn promised_next(&mut self, view: View) -> Option<Slot> {
-        let tip = self.backup.tip();
-        let (slot, end) = (tip.next(), self.history_of(tip)?);
-        let promised = self.recovery.promises.iter().rev();
-        let history = promised.into_iter().find_map(|promise| match promise {
-            Entry::Accept {
-                view: v,
-                slot: s,
-                history,
-            } if (*v, *s) == (view, slot) => Some(*history),
-            _ => None,
-        })?;
-        let kept = self.recovery.slots.get(&(slot, history))?;
-        if kept.previous != end {
-            return None;
-        }
-        let data = self.slot_data(slot, history, kept);
-        self.slots.insert(slot, data);
-        Some(slot)
     }
 }
 

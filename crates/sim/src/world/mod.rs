@@ -1,6 +1,7 @@
 //! The scheduler: virtual time, a network, postboxes, twins and clients.
 
 mod crash;
+mod effects;
 #[cfg(test)]
 mod evidence_tests;
 mod happen;
@@ -44,7 +45,7 @@ use crate::rogue::Rogue;
 use crate::scenario::{CrashPoint, Fault, HostLoss, Loss, Scenario};
 use crate::trace::Tracer;
 pub use crash::Disk;
-pub use happen::certificate_in;
+pub use effects::certificate_in;
 
 /// Virtual time after which every request must have ended, counted from the healing.
 const PATIENCE_US: u64 = 60_000_000;
