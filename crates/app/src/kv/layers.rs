@@ -7,7 +7,7 @@ use bytes::Bytes;
 use redb::AccessGuard;
 
 use crate::kv::overlay::{Overlay, Written};
-use crate::kv::store::{View, bad_entry, parse_entry};
+use crate::kv::store::View;
 
 type Row = (
     AccessGuard<'static, &'static [u8]>,
@@ -66,6 +66,7 @@ impl<'a> Layers<'a> {
         Ok(Merge {
             overlays: self.overlays().map(range).collect(),
             rows: rows.peekable(),
+            base: self.base,
         })
     }
 }
@@ -77,6 +78,8 @@ pub(crate) struct Merge<'a> {
     /// Newest first.
     overlays: Vec<Peekable<OverlayRange<'a>>>,
     rows: Peekable<Box<dyn Iterator<Item = redb::Result<Row>>>>,
+    /// Where the rows come from.
+    base: &'a View,
 }
 
 impl Merge<'_> {
@@ -120,8 +123,7 @@ impl Merge<'_> {
             return Ok(Some((key, write)));
         }
         let (_, stored) = row?;
-        let (revision, value) = parse_entry(stored.value()).ok_or_else(bad_entry)?;
-        let value = Bytes::copy_from_slice(value);
-        Ok(Some((key, Some(Written { revision, value }))))
+        let written = self.base.written(&key, stored.value())?;
+        Ok(Some((key, Some(written))))
     }
 }

@@ -15,6 +15,7 @@ mod restore;
 mod semantics;
 mod store;
 mod tree;
+mod values;
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! The file of a `kv` state. It holds exactly the state of one checkpoint, whenever it is opened.
 //!
-//! Tables: `entries` key → revision ‖ value; `leaves` bucket ‖ key → leaf digest ‖ length of the value; `groups`
+//! Tables: `entries` key → revision ‖ value, or what says where it lies in `pieces` ([`super::values`]); `leaves` bucket ‖ key → leaf digest ‖ length of the value; `groups`
 //! group → its buckets, absent while empty; `meta`. A checkpoint is one transaction over all of them.
 
 use std::ops::RangeInclusive;
@@ -19,20 +19,20 @@ use crate::error::AppError;
 use crate::kv::backend::Backend;
 use crate::kv::overlay::{Overlay, Written};
 use crate::kv::tree::{
-    BucketBuilder, BucketSummary, FANOUT, Group, Revision, Tree, bucket_digest, bucket_of,
-    entry_bytes, leaf,
+    BucketBuilder, BucketSummary, FANOUT, Group, Tree, bucket_digest, bucket_of, entry_bytes, leaf,
 };
+use crate::kv::values::{self, BytesTable, Row, bad_row};
 use crate::options::Durability;
 
-pub(crate) type BytesTable<'t> = Table<'t, &'static [u8], &'static [u8]>;
 pub(crate) type ReadBytesTable = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("entries");
+const PIECES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("pieces");
 const LEAVES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("leaves");
 const GROUPS: TableDefinition<'_, u8, &[u8]> = TableDefinition::new("groups");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
-const FORMAT: &[u8] = b"twinbft kv 1";
+const FORMAT: &[u8] = b"twinbft kv 2";
 const LEAF_VALUE_BYTES: usize = 36;
 
 /// An open file.
@@ -66,7 +66,8 @@ pub(crate) fn failed<E: Into<redb::Error>>(
 
 /// The tables of a write transaction.
 pub(crate) struct Tables<'t> {
-    pub(crate) entries: BytesTable<'t>,
+    entries: BytesTable<'t>,
+    pieces: BytesTable<'t>,
     pub(crate) leaves: BytesTable<'t>,
     pub(crate) groups: Table<'t, u8, &'static [u8]>,
     pub(crate) meta: Table<'t, &'static str, &'static [u8]>,
@@ -76,6 +77,7 @@ impl<'t> Tables<'t> {
     pub(crate) fn open(txn: &'t WriteTransaction) -> Result<Self, redb::Error> {
         Ok(Self {
             entries: txn.open_table(ENTRIES)?,
+            pieces: txn.open_table(PIECES)?,
             leaves: txn.open_table(LEAVES)?,
             groups: txn.open_table(GROUPS)?,
             meta: txn.open_table(META)?,
@@ -83,11 +85,11 @@ impl<'t> Tables<'t> {
     }
 
     pub(crate) fn put(&mut self, key: &[u8], written: &Written) -> Result<(), redb::Error> {
-        let mut stored = Vec::with_capacity(Revision::BYTES + written.value.len());
-        stored.extend_from_slice(&written.revision.to_bytes());
-        stored.extend_from_slice(&written.value);
-        self.entries.insert(key, &*stored)?;
-        Ok(())
+        values::put(&mut self.entries, &mut self.pieces, key, written)
+    }
+
+    fn remove(&mut self, key: &[u8]) -> Result<(), redb::Error> {
+        values::remove(&mut self.entries, &mut self.pieces, key)
     }
 
     pub(crate) fn put_leaf(
@@ -138,12 +140,6 @@ fn parse_leaf<'a>(key: &'a [u8], value: &[u8]) -> Option<StoredLeaf<'a>> {
         digest: Digest(*digest),
         value_bytes: u32::from_le_bytes(value_bytes.try_into().ok()?),
     })
-}
-
-/// Splits a stored entry.
-pub(crate) fn parse_entry(stored: &[u8]) -> Option<(Revision, &[u8])> {
-    let (revision, value) = stored.split_first_chunk()?;
-    Some((Revision::from_bytes(*revision), value))
 }
 
 impl Store {
@@ -283,7 +279,7 @@ impl Store {
                 for (key, write) in &overlay.writes {
                     match write {
                         Some(written) => tables.put(key, written)?,
-                        None => drop(tables.entries.remove(&**key)?),
+                        None => tables.remove(key)?,
                     }
                     dirty.push((bucket_of(key), key, write));
                 }
@@ -383,14 +379,11 @@ fn bad_leaf() -> redb::Error {
     redb::Error::Corrupted("a row of the table leaves has a wrong length".into())
 }
 
-pub(crate) fn bad_entry() -> redb::Error {
-    redb::Error::Corrupted("a row of the table entries has a wrong length".into())
-}
-
 /// The state of one checkpoint, readable as long as this lives.
 pub(crate) struct View {
     pub(crate) store: Arc<Store>,
     pub(crate) entries: ReadBytesTable,
+    pieces: ReadBytesTable,
     leaves: ReadBytesTable,
     pub(crate) tree: Tree,
     pub(crate) checkpoint: Checkpoint,
@@ -411,6 +404,7 @@ impl View {
         Ok(Self {
             store: Arc::clone(store),
             entries: txn.open_table(ENTRIES)?,
+            pieces: txn.open_table(PIECES)?,
             leaves: txn.open_table(LEAVES)?,
             checkpoint: Checkpoint {
                 slot,
@@ -474,11 +468,16 @@ impl View {
         let Some(stored) = self.entries.get(key)? else {
             return Ok(None);
         };
-        let (revision, value) = parse_entry(stored.value()).ok_or_else(bad_entry)?;
-        Ok(Some(Written {
-            revision,
-            value: Bytes::copy_from_slice(value),
-        }))
+        self.written(key, stored.value()).map(Some)
+    }
+
+    /// What a row of the table `entries` stands for.
+    pub(crate) fn written(&self, key: &[u8], stored: &[u8]) -> Result<Written, redb::Error> {
+        let row = Row::parse(stored).ok_or_else(bad_row)?;
+        Ok(Written {
+            revision: row.revision,
+            value: row.value(key, &self.pieces)?.into(),
+        })
     }
 
     /// Calls back for each leaf of these buckets, by bucket, then key, until it answers `false`.
@@ -506,11 +505,11 @@ impl View {
         // Entries come in key order, so each bucket gets its leaves in key order.
         for row in self.entries.iter()? {
             let (key, stored) = row?;
-            let (key, stored) = (key.value(), stored.value());
-            let (revision, value) = parse_entry(stored).ok_or_else(bad_entry)?;
-            let digest = leaf(key, revision, value);
+            let key = key.value();
+            let written = self.written(key, stored.value())?;
+            let digest = leaf(key, written.revision, &written.value);
             builders[usize::from(bucket_of(key))]
-                .push(&digest, entry_bytes(key.len(), value.len()));
+                .push(&digest, entry_bytes(key.len(), written.value.len()));
         }
         let summaries: Vec<_> = (0_u16..)
             .zip(builders)

@@ -16,6 +16,8 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 use twinbft_types::Digest;
 
+use crate::kv::values::key_hash;
+
 /// How many groups a state has, and how many buckets a group.
 pub(crate) const FANOUT: usize = 128;
 /// How many buckets a state has.
@@ -59,9 +61,7 @@ impl Revision {
 /// SHA-256, so that a client has to search to pile keys into one bucket; what it wins is slow checkpoints of that
 /// bucket, which is bounded by the leaves in it.
 pub(crate) fn bucket_of(key: &[u8]) -> u16 {
-    let hash = Sha256::new_with_prefix(b"tbft/kvb")
-        .chain_update(key)
-        .finalize();
+    let hash = key_hash(key);
     u16::from_be_bytes([hash[0], hash[1]]) >> 2
 }
 
