@@ -94,6 +94,8 @@ pub struct Protocol {
     pub fetch_after_ms: u64,
     /// After how long without news the primary is suspected, in milliseconds.
     pub suspect_after_ms: u64,
+    /// How often [`Self::suspect_after_ms`] doubles at most, for views that fail one after the other.
+    pub suspect_doublings_max: u32,
     /// Batches up to this size go from the leader to all twins of a backup.
     pub serve_all_bytes_max: usize,
 }
@@ -116,6 +118,7 @@ impl Default for Protocol {
             need_after_ms: 5,
             fetch_after_ms: 20,
             suspect_after_ms: 500,
+            suspect_doublings_max: 6,
             serve_all_bytes_max: 16 << 10,
         }
     }

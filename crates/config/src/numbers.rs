@@ -70,6 +70,7 @@ pub(crate) const PROTOCOL: &[Number<Protocol>] = numbers! { true Protocol:
     need_after_ms, 1, 60_000, "How long a follower waits for a client's own copy of a request before it asks the leader.";
     fetch_after_ms, 1, 60_000, "How long a gap in the log may stand before the missing batches are fetched.";
     suspect_after_ms, 10, 600_000, "After how long without news a primary is suspected. Well above the slowest network round trip.";
+    suspect_doublings_max, 0, 12, "How often that time doubles at most while one view after the other fails. 0: it never grows.";
     serve_all_bytes_max, 0, 16 * MIB, "Batches up to this size go from the leader to all twins of a backup at once.";
 };
 

@@ -83,6 +83,9 @@ pub struct Tuning {
     pub fetch_after_us: u64,
     /// Without an ORDER or HEARTBEAT for this long, a twin suspects the primary.
     pub suspect_after_us: u64,
+    /// How often [`Self::suspect_after_us`] doubles at most, for views that fail one after the other (protocol.md 6);
+    /// at most 12.
+    pub suspect_doublings_max: u32,
     /// Batches up to this size go from the leader to all twins of a backup; above it, twin `t` serves the
     /// remote twins `t` (protocol.md 4.4).
     pub serve_all_bytes_max: usize,
@@ -127,6 +130,7 @@ impl Default for Tuning {
             need_after_us: 5_000,
             fetch_after_us: 20_000,
             suspect_after_us: 500_000,
+            suspect_doublings_max: 6,
             serve_all_bytes_max: 16 * 1024,
             transfer_bytes_per_s: 32 << 20,
             retain_bytes: 64 << 20,

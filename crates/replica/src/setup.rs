@@ -150,6 +150,7 @@ pub fn core_config(config: &ClusterConfig, me: ReplicaId, keys: KeyRing) -> Core
             need_after_us: us(protocol.need_after_ms),
             fetch_after_us: us(protocol.fetch_after_ms),
             suspect_after_us: us(protocol.suspect_after_ms),
+            suspect_doublings_max: protocol.suspect_doublings_max,
             serve_all_bytes_max: protocol.serve_all_bytes_max,
             transfer_bytes_per_s: config.storage.transfer_bytes_per_s,
             retain_bytes: config.storage.retain_bytes,

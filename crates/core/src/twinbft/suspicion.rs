@@ -5,9 +5,6 @@ use twinbft_types::{Entry, Slot, View};
 use super::Replica;
 use crate::io::Effects;
 
-/// A time-out is doubled so often at most.
-const DOUBLINGS_MAX: u32 = 6;
-
 /// What a twin's suspicion rests on.
 #[derive(Clone, Debug, Default)]
 pub struct Suspicion {
@@ -42,8 +39,8 @@ impl Suspicion {
 impl Replica {
     /// 6: time-outs double for each view that fails and relax after progress.
     fn patience_us(&self) -> u64 {
-        let doublings = self.suspicion.failures.min(DOUBLINGS_MAX);
-        self.config.tuning.suspect_after_us << doublings
+        let tuning = &self.config.tuning;
+        tuning.suspect_after_us << self.suspicion.failures.min(tuning.suspect_doublings_max)
     }
 
     /// A new ORDER or a new count of a HEARTBEAT: only these reset the timer.

@@ -233,7 +233,20 @@ fn who_missed_a_view_change_enters_by_its_new_view() {
 /// Timeouts double for each view that fails.
 #[test]
 fn time_outs_double_for_each_view_that_fails() {
-    let mut world = world(3, 2, 10, 1);
+    assert_time_outs(6, &[1, 2, 4, 8]);
+}
+
+#[test]
+fn time_outs_double_no_oftener_than_configured() {
+    assert_time_outs(1, &[1, 2, 2, 2]);
+    assert_time_outs(0, &[1, 1, 1, 1]);
+}
+
+/// Every view fails; they last so many times `suspect_after`.
+fn assert_time_outs(doublings_max: u32, times: &[u64]) {
+    let mut scenario = plain(3, 2, 10, 1);
+    scenario.tuning.suspect_doublings_max = doublings_max;
+    let mut world = World::new(scenario, Tracer::digesting());
     // Views are left, and none begins.
     world.script.loses = Some(Box::new(|now_us, _, _, message| {
         let leaves = matches!(
@@ -257,14 +270,13 @@ fn time_outs_double_for_each_view_that_fails() {
         .windows(2)
         .map(|pair| pair[1] - pair[0])
         .collect();
-    assert!(lasted.len() >= 4, "{left_at_us:?}");
+    assert!(lasted.len() >= times.len(), "{left_at_us:?}");
     // The first view had committed something.
-    let mut wanted = SUSPECT_AFTER_US;
-    for lasted in &lasted[..4] {
+    for (lasted, times) in lasted.iter().zip(times) {
+        let wanted = SUSPECT_AFTER_US * times;
         // Messages and the steps above take a little.
         let bounds = wanted..wanted + wanted / 5 + 20_000;
         assert!(bounds.contains(lasted), "{left_at_us:?}");
-        wanted *= 2;
     }
 }
 
