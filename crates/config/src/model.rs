@@ -157,7 +157,7 @@ pub struct Storage {
     /// With "group": the longest time between two flushes while there is something to flush, in milliseconds. So
     /// much a machine may forget that loses power.
     pub group_commit_ms: u64,
-    /// Bytes of state that a replica sends each second, at most, to those that fetch it.
+    /// Bytes of state that a replica sends each second, at most, to those that fetch it; and takes when it fetches.
     pub transfer_bytes_per_s: u64,
     /// Bytes of past batches that a replica keeps in memory for those who catch up: more than clients send while a
     /// replica fetches the state of a checkpoint.

@@ -76,7 +76,7 @@ pub(crate) const PROTOCOL: &[Number<Protocol>] = numbers! { true Protocol:
 
 pub(crate) const STORAGE: &[Number<Storage>] = numbers! { false Storage:
     group_commit_ms, 1, 1000, "With \"group\": how long promises gather before one flush, in milliseconds.";
-    transfer_bytes_per_s, 64 * KIB, 64 * GIB, "Bytes of state that a replica sends each second, at most, to those that fetch it.";
+    transfer_bytes_per_s, 64 * KIB, 64 * GIB, "Bytes of state that a replica sends each second, at most, to those that fetch it; and takes when it fetches.";
     retain_bytes, 0, 64 * GIB, "Bytes of past batches that a replica keeps in memory for those who catch up.";
 };
 

@@ -89,7 +89,8 @@ pub struct Tuning {
     /// Batches up to this size go from the leader to all twins of a backup; above it, twin `t` serves the
     /// remote twins `t` (protocol.md 4.4).
     pub serve_all_bytes_max: usize,
-    /// Bytes of state that this replica sends each second, at most, to those that fetch it (protocol.md 5).
+    /// Bytes of state that this replica sends each second, at most, to those that fetch it, and takes from all others together
+    /// when it fetches (protocol.md 5).
     pub transfer_bytes_per_s: u64,
     /// Bytes of batches below the marks that are kept for those who catch up (protocol.md 5).
     pub retain_bytes: usize,

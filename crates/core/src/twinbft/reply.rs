@@ -301,7 +301,7 @@ impl Replica {
             return;
         };
         let outcome = match &kept.result {
-            Some(result) if again || result.len() <= 32 || self.sends_result(request) => {
+            Some(result) if again || result.len() <= 32 || self.sends_result(request, slot) => {
                 Outcome::Result(result.clone())
             }
             Some(_) | None => Outcome::Digest(kept.digest),
@@ -318,13 +318,19 @@ impl Replica {
         }));
     }
 
-    /// 4.8: the host `(c + s) mod N` sends the result itself.
-    fn sends_result(&self, request: &RequestRef) -> bool {
+    /// 4.8: the host `(c + s) mod N` sends the result itself. So does the primary when that host is more than the pipeline
+    /// behind it: it may be down, and the client would have to send again, which takes it half a second.
+    fn sends_result(&self, request: &RequestRef, slot: Slot) -> bool {
         let number = u64::from(request.client.key)
             .wrapping_add(request.client.session)
             .wrapping_add(request.seq.0);
         let hosts = u64::from(self.config.shape.hosts());
-        HostId(u8::try_from(number % hosts).expect("below N")) == self.config.host()
+        let sender = HostId(u8::try_from(number % hosts).expect("below N"));
+        if sender == self.config.host() || !self.log.is_primary() {
+            return sender == self.config.host();
+        }
+        let known = self.commit.acknowledged(sender, self.log.installed());
+        known.0 + self.config.tuning.pipeline_depth < slot.0
     }
 
     /// 4.8: on a retransmission twins post RESULT afresh from the session table.

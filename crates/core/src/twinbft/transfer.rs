@@ -1,5 +1,6 @@
 //! A replica that is behind the others' checkpoints fetches the state of one (protocol.md 5): chunk by chunk, from
-//! several twins of several hosts at once, each chunk verified on its own against the digest that `Q` hosts certified.
+//! several twins of several hosts at once, each chunk verified on its own against the digest that `Q` hosts certified. It
+//! takes no more in a second than it may, because what it writes may cost the others more than what they send.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -61,6 +62,14 @@ struct Fetching {
     writing: BTreeMap<u64, ReplicaId>,
     /// Servers that have not got this state, or sent a wrong chunk.
     useless: BTreeSet<ReplicaId>,
+    /// Servers that did not answer in time.
+    late: BTreeSet<ReplicaId>,
+    /// Whether a chunk has come since all servers were late for the last time.
+    has_come: bool,
+    /// Of the last chunk that came: the next one is taken to be as long.
+    chunk_bytes: u64,
+    /// When what was asked for has been paid for.
+    free_at_us: u64,
     next_server: usize,
     chunks: u64,
     /// Everything is here, and the service makes it its state.
@@ -200,7 +209,8 @@ impl Replica {
                     .asked
                     .values()
                     .map(|(_, at)| at + CHUNK_PATIENCE_US);
-                asked.min()
+                let pays = Some(fetching.free_at_us).filter(|at| *at > self.now.mono_us);
+                asked.min().into_iter().chain(pays).min()
             }
             None if self.transfer.bridge.is_under_way() => self.transfer.bridge.deadline(),
             None => self.candidate_at().or_else(|| self.ask_checkpoint_at()),
@@ -259,6 +269,10 @@ impl Replica {
             asked: BTreeMap::new(),
             writing: BTreeMap::new(),
             useless: BTreeSet::new(),
+            late: BTreeSet::new(),
+            has_come: false,
+            chunk_bytes: 0,
+            free_at_us: 0,
             next_server: 0,
             chunks: 0,
             activating: false,
@@ -317,6 +331,8 @@ impl Replica {
             fetching.useless.insert(from);
             return Ok(());
         };
+        fetching.has_come = true;
+        fetching.chunk_bytes = bytes.len() as u64;
         match part {
             StatePart::Service => {
                 fetching.writing.insert(id, from);
@@ -336,10 +352,11 @@ impl Replica {
     fn ask_for_chunks(&mut self, out: &mut Effects) {
         let now_us = self.now.mono_us;
         let servers = self.everybody();
+        let rate = self.config.tuning.transfer_bytes_per_s.max(1);
         let Some(fetching) = self.transfer.fetching.as_mut() else {
             return;
         };
-        // Who does not answer is not asked again as long as there are others.
+        // Who does not answer is not asked again as long as there are others that do.
         let late = fetching.asked.iter();
         let late: Vec<_> = late
             .filter(|(_, (_, at))| at + CHUNK_PATIENCE_US <= now_us)
@@ -347,16 +364,18 @@ impl Replica {
             .collect();
         for (name, server) in late {
             fetching.asked.remove(&name);
-            fetching.useless.insert(server);
+            fetching.late.insert(server);
         }
-        if servers
-            .iter()
-            .all(|server| fetching.useless.contains(server))
-        {
-            // Nobody has this state any more: there is a newer one.
-            self.transfer.fetching = None;
-            self.transfer.ask_at_us = now_us;
-            return;
+        if !servers.iter().any(|server| fetching.is_of_use(*server)) {
+            let has_come = std::mem::replace(&mut fetching.has_come, false);
+            if !has_come || fetching.late.is_empty() {
+                // Nobody has this state any more: there is a newer one.
+                self.transfer.fetching = None;
+                self.transfer.ask_at_us = now_us;
+                return;
+            }
+            // All have much to do, and what is here already would have to come again.
+            fetching.late.clear();
         }
         let service = fetching.wanted.iter().flatten();
         let service = service
@@ -370,13 +389,16 @@ impl Replica {
             .take(UNDER_WAY_MAX)
             .collect();
         for name in open {
-            if fetching.asked.len() + fetching.writing.len() >= UNDER_WAY_MAX {
+            let under_way = fetching.asked.len() + fetching.writing.len();
+            if under_way >= UNDER_WAY_MAX || fetching.free_at_us > now_us {
                 return;
             }
             let Some(server) = fetching.poll_server(&servers) else {
                 return;
             };
             fetching.asked.insert(name, (server, now_us));
+            let pays_us = fetching.chunk_bytes.saturating_mul(1_000_000) / rate;
+            fetching.free_at_us = fetching.free_at_us.max(now_us) + pays_us;
             let name = ChunkName {
                 slot: fetching.slot,
                 part: name.0,
@@ -504,10 +526,14 @@ impl Fetching {
             let server = servers[self.next_server % servers.len()];
             self.next_server += 1;
             let busy = self.asked.values().filter(|(s, _)| *s == server).count();
-            if !self.useless.contains(&server) && busy < OF_A_SERVER_MAX {
+            if self.is_of_use(server) && busy < OF_A_SERVER_MAX {
                 return Some(server);
             }
         }
         None
+    }
+
+    fn is_of_use(&self, server: ReplicaId) -> bool {
+        !self.useless.contains(&server) && !self.late.contains(&server)
     }
 }
