@@ -151,6 +151,14 @@ pub enum PeerFault {
         /// Who offered it.
         from: ReplicaId,
     },
+    /// A certificate in the own write-ahead log that does not verify.
+    #[error(
+        "the write-ahead log holds a CHECKPOINT of host {host} that does not verify, and it is not used; unless a key or key_epoch has changed, check the disk"
+    )]
+    VoidProof {
+        /// Whose it claims to be.
+        host: HostId,
+    },
 }
 
 impl PeerFault {
@@ -180,6 +188,7 @@ impl PeerFault {
             Self::TooManyChunks { .. } => "too_many_chunks",
             Self::BadChunk { .. } => "bad_chunk",
             Self::OtherConfiguration { .. } => "other_configuration",
+            Self::VoidProof { .. } => "void_proof",
         }
     }
 }

@@ -24,6 +24,6 @@ pub use config::{CoreConfig, Execution, Tuning};
 pub use evidence::{Event, EventKind, Output};
 pub use fault::PeerFault;
 pub use io::{Checkpoint, Effect, Effects, Execute, Input, LAZY_POST_US, Refusal, Tick};
-pub use record::{Record, last_stable};
+pub use record::{PROOFS_OF_A_HOST_MAX, Record, last_stable};
 pub use session::{KeyImage, SessionImage};
 pub use twinbft::{Recovered, Replica, Role, Status, TransferProgress};

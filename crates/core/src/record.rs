@@ -3,6 +3,9 @@
 use borsh::{BorshDeserialize, BorshSerialize};
 use twinbft_types::{Certificate, Digest, Entry, Epoch, Request, Slot, View};
 
+/// Certificates about checkpoints that are kept of one host; its lowest gives way.
+pub const PROOFS_OF_A_HOST_MAX: usize = 4;
+
 /// The last stable checkpoint of a write-ahead log, or genesis. With one host a start stands there, when its service still has
 /// that state: what this twin alone has made above it does not help a sibling that has lost its disk (protocol.md 8, row 2),
 /// and is made again from the slots, which are kept from here on.
@@ -14,7 +17,8 @@ pub fn last_stable(records: &[Record]) -> Slot {
         | Record::Slot { .. }
         | Record::Joined { .. }
         | Record::Installed { .. }
-        | Record::Forgotten { .. } => None,
+        | Record::Forgotten { .. }
+        | Record::Proof(_) => None,
     });
     stable.max().unwrap_or_default()
 }
@@ -68,4 +72,7 @@ pub enum Record {
         /// The epoch.
         epoch: Epoch,
     },
+    /// A host's CHECKPOINT, this one's own included, of the last stable checkpoint or a later one (protocol.md 5). Should this
+    /// host's log be lost, what the others had certified is nowhere else here, and who lags may need it to have `Q`.
+    Proof(Certificate),
 }

@@ -205,6 +205,7 @@ impl Memory {
             | Record::Slot { .. }
             | Record::Stable { .. }
             | Record::Forgotten { .. }
+            | Record::Proof(_)
             | Record::Installed { .. } => None,
         });
         let genesis = Genesis::find(data, &config.cluster.id)?;

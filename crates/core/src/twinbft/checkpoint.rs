@@ -7,6 +7,7 @@ use twinbft_types::wire::{CheckpointParts, PeerMessage};
 use twinbft_types::{Certificate, Digest, Entry, HostId, ReplicaId, Slot, Statement, TwinId};
 
 use super::Replica;
+use super::proofs::Proofs;
 use crate::evidence::{Event, EventKind};
 use crate::io::{Checkpoint, Effect, Effects};
 use crate::record::Record;
@@ -28,8 +29,8 @@ pub struct Checkpoints {
     own: BTreeMap<Slot, Own>,
     /// What each host certified, this one included.
     certified: BTreeMap<HostId, BTreeMap<Slot, Digest>>,
-    /// Certificates of other hosts, from `L` on, for those who lag.
-    proofs: BTreeMap<(Slot, HostId), Certificate>,
+    /// Certificates, from `L` on, for those who lag.
+    pub(super) proofs: Proofs,
     stable: Own,
     /// Since when an own digest waits for `Q` hosts, or when they were last asked.
     waiting_since_us: Option<u64>,
@@ -83,15 +84,7 @@ impl Checkpoints {
         for of_host in self.certified.values_mut() {
             *of_host = of_host.split_off(&slot.next());
         }
-        self.proofs = self.proofs.split_off(&(slot, HostId(0)));
-    }
-
-    /// The certificates of other hosts for a checkpoint from `L` on.
-    pub fn proofs(&self, slot: Slot) -> impl Iterator<Item = &Certificate> {
-        let of_slot = (slot, HostId(0))..=(slot, HostId(u8::MAX));
-        self.proofs
-            .range(of_slot)
-            .map(|(_, certificate)| certificate)
+        self.proofs.trim(slot);
     }
 
     /// The first own digest that is not posted yet.
@@ -123,7 +116,7 @@ impl Checkpoints {
     }
 
     /// Those up to the high mark are what this twin needs next; they are few, and stay.
-    fn note(&mut self, host: HostId, slot: Slot, digest: Digest, high_mark: Slot) {
+    pub(super) fn note(&mut self, host: HostId, slot: Slot, digest: Digest, high_mark: Slot) {
         let of_host = self.certified.entry(host).or_default();
         of_host.insert(slot, digest);
         let mut beyond = of_host.range(high_mark.next()..).map(|(slot, _)| *slot);
@@ -245,16 +238,7 @@ impl Replica {
         out: &mut Effects,
     ) {
         let host = certificate.signed.host;
-        if slot >= self.stable {
-            let proofs = &mut self.checkpoints.proofs;
-            proofs.insert((slot, host), certificate.clone());
-            let of_host = proofs.keys().filter(|(_, h)| *h == host);
-            if of_host.clone().count() > OF_A_HOST_MAX
-                && let Some(lowest) = of_host.min().copied()
-            {
-                proofs.remove(&lowest);
-            }
-        }
+        self.keep_proof(slot, certificate, out);
         if slot > self.stable {
             let high_mark = self.high_mark();
             self.checkpoints.note(host, slot, digest, high_mark);
@@ -359,7 +343,7 @@ impl Replica {
         let above = certified.into_iter().flatten();
         for (slot, digest) in stable.into_iter().chain(above.map(|(s, d)| (*s, *d))) {
             let statement = Statement::Checkpoint { slot, digest };
-            if let Some(certificate) = self.book.certificate(&statement) {
+            if let Some(certificate) = self.own_proof(slot, &statement) {
                 let message = Arc::new(PeerMessage::Certificate(certificate));
                 out.push(Effect::Send { to, message });
             }

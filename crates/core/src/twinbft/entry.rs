@@ -276,9 +276,10 @@ impl Replica {
     ) {
         match statement {
             Statement::Ack { view, .. } => self.send_ack(*view, certificate, out),
-            Statement::Checkpoint { .. } => {
-                let message = Arc::new(PeerMessage::Certificate(certificate));
+            Statement::Checkpoint { slot, .. } => {
+                let message = Arc::new(PeerMessage::Certificate(certificate.clone()));
                 self.send_to_counterparts(self.config.shape.all_hosts(), &message, out);
+                self.keep_proof(*slot, &certificate, out);
             }
             Statement::SlotResult { slot, .. } => self.send_slot_result(*slot, certificate, out),
             Statement::Heartbeat { .. }

@@ -28,6 +28,7 @@ mod past;
 mod peers;
 mod pool;
 mod print;
+mod proofs;
 mod quarantine;
 mod reads;
 mod recovery;

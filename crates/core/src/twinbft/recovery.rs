@@ -13,13 +13,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use twinbft_types::wire::{CheckpointParts, PeerMessage};
 use twinbft_types::{
-    DecodeError, Digest, Entry, Epoch, HelloState, Position, Request, RequestRef, Slot, Statement,
+    Certificate, DecodeError, Digest, Entry, Epoch, HelloState, Position, Request, RequestRef, Slot, Statement,
     View, batch_digest, canonical, history,
 };
 
 use super::Replica;
 use super::amnesia::Amnesia;
 use crate::config::CoreConfig;
+use crate::fault::PeerFault;
 use crate::hostlog::HostLog;
 use crate::io::{Checkpoint, Effect, Effects};
 use crate::record::{Record, last_stable};
@@ -87,7 +88,7 @@ struct KeptSlot {
     previous: Digest,
     timestamp_us: u64,
     bodies: Vec<Request>,
-    certificate: Option<twinbft_types::Certificate>,
+    certificate: Option<Certificate>,
 }
 
 /// What only a start needs.
@@ -116,6 +117,10 @@ pub struct Recovery {
     installed: Option<(View, Slot, Digest)>,
     /// Slots of the write-ahead log, by number and history: of one number several may have been voted for.
     slots: BTreeMap<(Slot, Digest), KeptSlot>,
+    /// Certificates of the write-ahead log about checkpoints, until they are verified, oldest first.
+    pub(super) proofs: Vec<Certificate>,
+    /// What of it did not verify, until it is asked for.
+    pub(super) faults: Vec<PeerFault>,
     /// Promises of the write-ahead log, oldest first.
     promises: Vec<Entry>,
     /// The digests of its records.
@@ -303,6 +308,7 @@ impl Recovery {
                     history,
                 } => recovery.installed = Some((view, slot, history)),
                 Record::Stable { .. } => {}
+                Record::Proof(certificate) => recovery.proofs.push(certificate),
             }
         }
         recovery.memory = if recovery.remembers || before.as_ref().is_some_and(|b| b.2) {
@@ -397,6 +403,7 @@ impl Replica {
         replica.recovery.is_new_epoch = recovered.is_new_epoch;
         replica.recovery.take_memory(&recovered_memory);
         replica.amnesia = Amnesia::new(recovered.nonce);
+        replica.recall_proofs();
         replica.keep_below();
         let mut nothing = Effects::default();
         replica.adopt_log(&mut nothing);

@@ -118,13 +118,10 @@ impl Replica {
         let kept = self.serving.kept.get(&slot).filter(|_| slot > above)?;
         let digest = kept.parts.digest();
         let own = Statement::Checkpoint { slot, digest };
-        let proofs = self.checkpoints.proofs(slot);
-        let others = proofs.filter(|certificate| certificate.signed.statement == own);
-        let certificates = self.book.certificate(&own).into_iter();
         Some(CheckpointOffer {
             slot,
             parts: kept.parts,
-            certificates: certificates.chain(others.cloned()).collect(),
+            certificates: self.proofs_of(slot, &own),
         })
     }
 

@@ -107,7 +107,7 @@ impl Driver {
     /// Puts the parts together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self {
+        let mut driver = Self {
             me: parts.me,
             core: parts.core,
             link: parts.link,
@@ -132,7 +132,11 @@ impl Driver {
             report: DriverReport::default(),
             payload: Vec::new(),
             stopping: false,
+        };
+        for fault in driver.core.take_start_faults() {
+            driver.faults.record(&fault, 0);
         }
+        driver
     }
 
     /// Runs until it is told to stop.

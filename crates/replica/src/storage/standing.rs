@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use twinbft_core::Record;
+use twinbft_core::{PROOFS_OF_A_HOST_MAX, Record};
 use twinbft_types::{Entry, HostId, Slot, Statement, TwinId};
 
 /// What a newer record replaces.
@@ -26,6 +26,8 @@ enum Key {
     Hello,
     Amnesia,
     Question(HostId),
+    // A CHECKPOINT of a host.
+    Proof(HostId, Slot),
 }
 
 /// The newest record of each kind. Invariant: bounded by the shape of the cluster, not by its history.
@@ -36,19 +38,41 @@ impl Standing {
     /// Takes note of a record.
     pub(crate) fn note(&mut self, record: &Record) {
         match record {
-            // What came before is void once the epoch is joined; the stable checkpoint is what it was.
-            Record::Forgotten { .. } => self.0.retain(|key, _| *key == Key::Stable),
+            // What came before is void once the epoch is joined; the stable checkpoint is what it was, and what was certified, too.
+            Record::Forgotten { .. } => self
+                .0
+                .retain(|key, _| matches!(key, Key::Stable | Key::Proof(..))),
             // From here on nothing is void, and a copy of that record must not stand behind what is promised now.
             Record::Joined { .. } => {
                 self.0.remove(&Key::Forgotten);
             }
+            // 5: what lies below is of no use any more.
+            Record::Stable { slot, .. } => {
+                self.0
+                    .retain(|key, _| !matches!(key, Key::Proof(_, of) if of < slot));
+            }
             Record::Promise(_)
             | Record::Slot { .. }
-            | Record::Stable { .. }
+            | Record::Proof(_)
             | Record::Installed { .. } => {}
         }
-        if let Some(key) = key(record) {
-            self.0.insert(key, record.clone());
+        let Some(key) = key(record) else {
+            return;
+        };
+        self.0.insert(key, record.clone());
+        if let Key::Proof(host, _) = key {
+            self.bound_proofs(host);
+        }
+    }
+
+    /// The lowest of a host gives way, as it does in memory.
+    fn bound_proofs(&mut self, host: HostId) {
+        let of_host = Key::Proof(host, Slot(0))..=Key::Proof(host, Slot(u64::MAX));
+        let mut kept = self.0.range(of_host).map(|(key, _)| *key);
+        if let Some(lowest) = kept.next()
+            && kept.count() >= PROOFS_OF_A_HOST_MAX
+        {
+            self.0.remove(&lowest);
         }
     }
 
@@ -65,6 +89,10 @@ fn key(record: &Record) -> Option<Key> {
         Record::Joined { .. } => Some(Key::Joined),
         Record::Installed { .. } => Some(Key::Installed),
         Record::Stable { .. } => Some(Key::Stable),
+        Record::Proof(certificate) => {
+            let signed = &certificate.signed;
+            Some(Key::Proof(signed.host, signed.statement.slot()?))
+        }
         Record::Slot { .. } => None,
         Record::Promise(entry) => match entry {
             Entry::Checkpoint { .. } => Some(Key::Checkpoint),
@@ -120,6 +148,7 @@ pub(crate) fn slot_of(record: &Record) -> Option<Slot> {
         Record::Stable { .. }
         | Record::Joined { .. }
         | Record::Forgotten { .. }
+        | Record::Proof(_)
         | Record::Installed { .. } => None,
         Record::Promise(entry) => entry.slot(),
     }
@@ -127,7 +156,7 @@ pub(crate) fn slot_of(record: &Record) -> Option<Slot> {
 
 #[cfg(test)]
 mod tests {
-    use twinbft_types::{Epoch, View};
+    use twinbft_types::{Certificate, Digest, Epoch, Incarnation, Signed, View};
 
     use super::*;
 
@@ -150,5 +179,55 @@ mod tests {
         standing.note(&Record::Joined { epoch });
         let records: Vec<_> = standing.records().cloned().collect();
         assert_eq!(records, [Record::Joined { epoch }, leave(2)]);
+    }
+
+    fn proof(host: u8, slot: u64) -> Record {
+        Record::Proof(Certificate {
+            signed: Signed {
+                host: HostId(host),
+                incarnation: Incarnation(0),
+                statement: Statement::Checkpoint {
+                    slot: Slot(slot),
+                    digest: Digest::ZERO,
+                },
+            },
+            authenticators: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn certificates_stay_from_the_stable_checkpoint_on_and_are_few() {
+        let mut standing = Standing::default();
+        for slot in 1..=9 {
+            standing.note(&proof(1, slot));
+        }
+        standing.note(&proof(2, 7));
+        standing.note(&proof(2, 6));
+        let kept = |standing: &Standing| standing.records().cloned().collect::<Vec<_>>();
+        let all = [
+            proof(1, 6),
+            proof(1, 7),
+            proof(1, 8),
+            proof(1, 9),
+            proof(2, 6),
+            proof(2, 7),
+        ];
+        assert_eq!(kept(&standing), all);
+        let stable = Record::Stable {
+            slot: Slot(7),
+            digest: Digest::ZERO,
+        };
+        standing.note(&stable);
+        let forgotten = Record::Forgotten { epoch: Epoch(2) };
+        standing.note(&forgotten);
+        let all = [
+            forgotten,
+            stable,
+            proof(1, 7),
+            proof(1, 8),
+            proof(1, 9),
+            proof(2, 7),
+        ];
+        assert_eq!(kept(&standing), all, "what was certified stays so");
     }
 }

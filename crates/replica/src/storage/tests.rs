@@ -262,6 +262,33 @@ fn segments_below_the_stable_checkpoint_go_and_promises_without_a_slot_stay() {
     assert!(found.records.contains(&slot(3)) && !found.records.contains(&slot(2)));
 }
 
+/// Should the postbox's log be lost, what others had certified is nowhere else on this host (protocol.md 5).
+#[test]
+fn certificates_of_the_stable_checkpoint_outlive_the_segments_they_came_in() {
+    let proof = |n: u64| {
+        let Record::Slot {
+            certificate: Some(certificate),
+            ..
+        } = slot(n)
+        else {
+            unreachable!("it has one")
+        };
+        Record::Proof(certificate)
+    };
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &[proof(1), slot(1), proof(2), slot(2)]);
+    let (mut storage, _) = Storage::open(dir.path(), OWNER, GROUP, || {}).unwrap();
+    storage.append(&stable(2)).unwrap();
+    storage.flush().unwrap();
+    storage.close().unwrap();
+    // And another one: what was taken over is taken over again.
+    write(dir.path(), &[]);
+    write(dir.path(), &[stable(2)]);
+    let found = read_segments(dir.path(), OWNER).unwrap();
+    assert!(found.numbers[0] > 0, "the first segment is gone");
+    assert!(found.records.contains(&proof(2)) && !found.records.contains(&slot(2)));
+}
+
 #[test]
 fn a_large_log_is_split_and_trimmed() {
     let dir = tempfile::tempdir().unwrap();

@@ -164,6 +164,8 @@ impl World {
             nonce: Digest::of_canonical(b"sim/once", &(seed, of, twin.life)),
         };
         twin.core = Replica::recover(config, recovered).expect("what was written decodes");
+        let void = twin.core.take_start_faults();
+        assert!(void.is_empty(), "what was written verifies: {void:?}");
         self.set_timer(index);
         self.schedule_reading(of);
         Ok(())

@@ -26,6 +26,7 @@ pub(super) fn joined(records: &[Record]) -> Option<Epoch> {
         | Record::Slot { .. }
         | Record::Stable { .. }
         | Record::Forgotten { .. }
+        | Record::Proof(_)
         | Record::Installed { .. } => None,
     })
 }
