@@ -3,18 +3,28 @@
 mod common;
 
 use common::Host;
-use twinbft_core::{CoreConfig, Input, Record, Recovered, Replica, Tuning};
+use twinbft_core::{CoreConfig, Input, PeerFault, Record, Recovered, Replica, Tuning};
 use twinbft_types::wire::{ChainSlot, OrderMessage, PeerMessage};
 use twinbft_types::{
-    Digest, Entry, Epoch, HelloState, Incarnation, ProcessId, ReplicaId, Slot, Statement, TwinId,
-    View, from_canonical,
+    Digest, Entry, Epoch, HelloState, HostId, Incarnation, Position, ProcessId, ReplicaId, Slot,
+    Statement, TwinId, View, from_canonical,
 };
 
 /// Twin 1 of this host remembers that it has taken part and nothing else; the test plays its sibling.
 fn waiting(id: u8) -> Host {
+    waiting_of(id, 2)
+}
+
+/// The same with more siblings.
+fn waiting_of(id: u8, twins: u8) -> Host {
+    waiting_with(id, twins, Vec::new())
+}
+
+/// The same with more records.
+fn waiting_with(id: u8, twins: u8, records: Vec<Record>) -> Host {
     let tuning = Tuning::default();
-    let mut host = Host::new(id, 3, 2, &tuning);
-    host.byzantine = vec![0];
+    let mut host = Host::new(id, 3, twins, &tuning);
+    host.byzantine = (0..twins).filter(|twin| *twin != 1).collect();
     let me = ReplicaId::new(id, 1);
     let config = CoreConfig {
         shape: host.shape,
@@ -26,7 +36,9 @@ fn waiting(id: u8) -> Host {
         tuning,
     };
     let recovered = Recovered {
-        records: vec![Record::Joined { epoch: Epoch(1) }],
+        records: std::iter::once(Record::Joined { epoch: Epoch(1) })
+            .chain(records)
+            .collect(),
         is_new_epoch: true,
         ..Recovered::default()
     };
@@ -179,4 +191,178 @@ fn a_view_of_its_own_that_a_twin_does_not_remember_is_not_claimed() {
     let (host, _) = claims_an_own_slot(3, true);
     assert_eq!(claimed(&host), [(View(0), Slot(0), Digest::ZERO)]);
     assert!(!has_written_a_slot(&host));
+}
+
+/// A sibling's HELLO that names a LEAVE and nothing else.
+fn left(view: u64) -> Entry {
+    let Entry::Hello { mut state } = claim(0, 0, Digest::ZERO) else {
+        unreachable!("it is one");
+    };
+    state.leave = View(view);
+    Entry::Hello { state }
+}
+
+/// The LEAVE of each HELLO of twin 1.
+fn leaves_said(host: &Host) -> Vec<u64> {
+    let entries = host.entries().into_iter();
+    let own = entries.filter(|(twin, _)| *twin == 1);
+    own.filter_map(|(_, entry)| match entry {
+        Entry::Hello { state } => Some(state.leave.0),
+        _ => None,
+    })
+    .collect()
+}
+
+fn wish(view: u64) -> Statement {
+    Statement::Wish {
+        view: View(view),
+        epoch: Epoch(1),
+        position: Position(7),
+    }
+}
+
+/// What one twin alone says it has left, and cannot show, no sibling follows: it could be a view from which the host never comes
+/// back. The host does not go on below it either, because it may be true.
+#[test]
+fn a_leave_that_one_twin_alone_claims_is_not_followed() {
+    let mut host = waiting_of(1, 3);
+    host.post_as(0, &left(1000));
+    host.post_as(2, &left(0));
+    host.pass(10_000);
+    assert_eq!(leaves_said(&host), [0]);
+    assert!(host.twins[1].core.host_log().is_opening());
+    // Certificates that do not verify, or are of another view, or of no other host, show nothing.
+    let mut spoilt = host.keys.certificate(0, &[0, 1, 2], wish(1000));
+    spoilt.authenticators.truncate(1);
+    let of_own = host.keys.certificate(1, &[0, 1, 2], wish(1000));
+    let lower = host.keys.certificate(0, &[0, 1, 2], wish(999));
+    let of_no_primary = host.keys.certificate(
+        2,
+        &[0, 1, 2],
+        Statement::NewView {
+            view: View(1000),
+            slot: Slot(0),
+            history: Digest::ZERO,
+            hosts: Vec::new(),
+        },
+    );
+    let leave = Entry::Leave {
+        view: View(1000),
+        certificates: vec![spoilt, of_own, lower, of_no_primary],
+    };
+    host.post_as(0, &leave);
+    host.pass(10_000);
+    assert_eq!(leaves_said(&host), [0]);
+}
+
+/// 8, AMNESIA: with enough others that take part the host comes back all the same; nobody believes the liar meanwhile.
+#[test]
+fn a_host_that_waits_for_a_liar_asks_the_others() {
+    let mut host = waiting_of(1, 3);
+    host.post_as(0, &left(1000));
+    host.post_as(2, &left(0));
+    host.pass(4_000_000);
+    let sends = &host.twins[1].done.sends;
+    let nonce = sends.iter().find_map(|(_, message)| match &**message {
+        PeerMessage::FetchReport { nonce } => Some(*nonce),
+        _ => None,
+    });
+    let nonce = nonce.expect("it asks whether they remember");
+    for other in [0, 2] {
+        let statement = Statement::Report {
+            of: HostId(1),
+            incarnation: Incarnation(0),
+            nonce,
+        };
+        let certificate = host.keys.certificate(other, &[0, 1], statement);
+        let message = PeerMessage::Certificate(certificate);
+        host.peer(1, ReplicaId::new(other, 1), message);
+    }
+    host.pass(1_000_000);
+    assert_eq!(host.posted(1, "AMNESIA"), 1);
+    assert_eq!(leaves_said(&host), [0]);
+}
+
+/// 6: with the certificates that it rests on it is followed, and written ahead first: the host's VIEW-CHANGE may rest on it
+/// next, and when the log is lost again nobody else may remember it.
+#[test]
+fn a_leave_that_is_shown_is_followed_and_not_forgotten() {
+    let mut host = waiting_of(1, 3);
+    let shown = host.keys.certificate(0, &[0, 1, 2], wish(1000));
+    let leave = Entry::Leave {
+        view: View(1000),
+        certificates: vec![shown],
+    };
+    host.post_as(0, &leave);
+    host.post_as(0, &left(1000));
+    host.post_as(2, &left(0));
+    host.pass(10_000);
+    assert_eq!(leaves_said(&host).last(), Some(&1000));
+    let promised = |record: &Record| matches!(record, Record::Promise(entry) if *entry == leave);
+    assert!(host.twins[1].done.records.iter().any(promised));
+    let order = &host.twins[1].done.order;
+    let hello = order.iter().rposition(|name| *name == "HELLO").unwrap();
+    assert_eq!(order[hello - 1], "persist");
+}
+
+/// `q` twins that say so need no certificates: one of them is correct.
+#[test]
+fn a_leave_that_a_majority_claims_is_followed() {
+    let mut host = waiting_of(1, 3);
+    host.post_as(0, &left(1000));
+    host.post_as(2, &left(1001));
+    host.pass(10_000);
+    assert_eq!(leaves_said(&host).last(), Some(&1000));
+}
+
+/// Where all twins are needed, a lie silences the host in any case; a certificate that is spoilt for one twin must not.
+#[test]
+fn of_two_twins_one_follows_the_other_a_little() {
+    let mut host = waiting(1);
+    host.post_as(0, &left(40));
+    host.pass(10_000);
+    assert_eq!(leaves_said(&host).last(), Some(&40));
+    let mut host = waiting(1);
+    host.post_as(0, &left(1000));
+    host.pass(10_000);
+    assert_eq!(leaves_said(&host), [0]);
+}
+
+/// A twin that has left shows what that rests on before it says HELLO.
+#[test]
+fn a_twin_shows_what_its_leave_rests_on() {
+    let host = Host::new(1, 3, 2, &Tuning::default());
+    let certificates = vec![host.keys.certificate(0, &[0, 1], wish(3))];
+    let leave = Entry::Leave {
+        view: View(3),
+        certificates,
+    };
+    let mut host = waiting_with(1, 2, vec![Record::Promise(leave.clone())]);
+    host.pass(10_000);
+    let own: Vec<Entry> = (host.entries().into_iter())
+        .filter(|(twin, _)| *twin == 1)
+        .map(|(_, entry)| entry)
+        .collect();
+    assert_eq!(own[0], leave);
+    assert_eq!(leaves_said(&host), [3]);
+}
+
+/// A view that no host can have reached is no HELLO at all: what goes on from it would come to the end of its numbers.
+#[test]
+fn a_hello_of_an_impossible_view_is_invalid() {
+    for (leave, last_normal) in [(u64::MAX, 0), (0, u64::MAX)] {
+        let mut host = waiting_of(1, 3);
+        let Entry::Hello { mut state } = claim(last_normal, 0, Digest::ZERO) else {
+            unreachable!("it is one");
+        };
+        state.leave = View(leave);
+        host.post_as(0, &Entry::Hello { state });
+        host.pass(10_000);
+        let faults = &host.twins[1].done.faults;
+        assert!(
+            matches!(faults[..], [PeerFault::InvalidEntry { .. }]),
+            "{faults:?}"
+        );
+        assert_eq!(host.twins[1].core.host_log().hellos().count(), 1);
+    }
 }

@@ -5,6 +5,9 @@ use twinbft_types::{HelloState, Incarnation, TwinId, View};
 use super::amnesia::Opening;
 use super::{Bounds, Decision, HostLog, Invalid};
 
+/// No host gets so far by leaving one view after the other. What goes on from a higher one would come to the end of its numbers.
+const VIEW_MAX: View = View(u64::MAX / 2);
+
 impl HostLog {
     /// The state before the first entry of a later epoch: nothing counts until the twins have said what they remember.
     #[must_use]
@@ -41,6 +44,11 @@ impl HostLog {
     ) -> Result<(), Invalid> {
         if state.incarnations.len() != self.incarnations.len() {
             return Err(Invalid("a HELLO for a cluster of another size"));
+        }
+        if state.leave.max(state.last_normal) > VIEW_MAX {
+            return Err(Invalid(
+                "a HELLO that names a view which no host can have reached",
+            ));
         }
         let Some(opening) = &mut self.opening else {
             return Ok(());

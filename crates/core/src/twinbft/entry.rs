@@ -204,7 +204,9 @@ impl Replica {
                 self.forwards.note_read(request);
             }
             Entry::Accept { view, slot, .. } => self.note_sibling_accept(*view, *slot),
-            Entry::Leave { certificates, .. } => self.handle_leave(sender, certificates, out),
+            Entry::Leave { view, certificates } => {
+                self.handle_leave(sender, *view, certificates, out);
+            }
             Entry::Relay { certificate } => self.handle_relay(sender, certificate, out),
             Entry::RelayOrder { order } => self.handle_relayed_order(sender, order, out),
             Entry::ResultAgain {

@@ -18,6 +18,20 @@ use crate::record::Record;
 /// The end of a log, and the view that it was accepted in.
 type End = (View, Slot, Digest);
 
+/// With `m = q` a sibling's LEAVE is believed without its certificates, which may be spoilt for this twin alone, when it lies no
+/// further than this above what this twin knows of itself. A twin that lies silences such a host in any case.
+const LEAVE_AHEAD_MAX: u64 = 64;
+
+/// The highest LEAVE of a sibling that rests on certificates, while the host waits for HELLOs.
+#[derive(Clone, Debug, Default)]
+pub struct Shown {
+    view: View,
+    /// What it rests on.
+    certificates: Vec<Certificate>,
+    /// Whether this twin has shown its own.
+    has_shown: bool,
+}
+
 impl Replica {
     /// What this twin's write-ahead log and checkpoint say of the epoch before: nothing lower than what the host had.
     fn claim(&self) -> HelloState {
@@ -134,8 +148,11 @@ impl Replica {
             .hello()
             .cloned()
             .or(said.map(|(_, hello)| hello));
-        let left = self.log.hellos().map(|(_, hello)| hello.leave).max();
-        claim.leave = claim.leave.max(left.unwrap_or_default());
+        self.show_leave(out);
+        if let Some(left) = self.left_by_siblings(&claim) {
+            claim.leave = left;
+        }
+        self.promise_leave(claim.leave, out);
         self.show_incarnations(out);
         if said.as_ref() != Some(&claim) {
             self.recovery.note_hello(claim.clone());
@@ -145,6 +162,105 @@ impl Replica {
             out.post(Entry::Hello { state: claim });
         }
         self.poll_doubt(out);
+    }
+
+    /// 6: what this twin's own LEAVE rests on, for its siblings.
+    fn show_leave(&mut self, out: &mut Effects) {
+        if std::mem::replace(&mut self.recovery.shown.has_shown, true) {
+            return;
+        }
+        let promises = self.recovery.promises().iter();
+        let leaves = promises.filter(|promise| matches!(promise, Entry::Leave { .. }));
+        let highest = leaves.max_by_key(|promise| match promise {
+            Entry::Leave { view, .. } => *view,
+            _ => View(0),
+        });
+        if let Some(leave) = highest.cloned() {
+            out.post(leave);
+        }
+    }
+
+    /// 6: a twin leaves with WISH(`≥ w`) of `Q` hosts, one of which is its own and has no certificate, or with NEW-VIEW(`≥ w`).
+    pub(super) fn note_shown(&mut self, sender: TwinId, view: View, certificates: &[Certificate]) {
+        if !self.log.is_opening()
+            || sender == self.config.twin()
+            || view <= self.recovery.shown.view
+        {
+            return;
+        }
+        let hosts = usize::from(self.config.shape.hosts());
+        let from = ReplicaId {
+            host: self.config.host(),
+            twin: sender,
+        };
+        let mut wishing = BTreeSet::new();
+        let mut shown = Vec::new();
+        let mut is_installed = false;
+        for certificate in certificates.iter().take(hosts) {
+            let Ok(signed) = self.verify(from, certificate) else {
+                continue;
+            };
+            let level = match &signed.statement {
+                Statement::Wish { view, .. } | Statement::ViewChange { view, .. } => *view,
+                Statement::NewView { view: of, .. }
+                    if self.config.shape.primary(*of) == signed.host =>
+                {
+                    is_installed |= *of >= view;
+                    *of
+                }
+                _ => continue,
+            };
+            if level >= view && wishing.insert(signed.host) {
+                shown.push(certificate.clone());
+            }
+        }
+        if is_installed || wishing.len() + 1 >= self.config.shape.host_quorum() {
+            self.recovery.shown.view = view;
+            self.recovery.shown.certificates = shown;
+        }
+    }
+
+    /// 8: the highest LEAVE of siblings above this twin's own that one of them, who is correct, has posted: it rests on
+    /// certificates, or `q` of them say so. What one twin alone says without them could be any view, from which its host
+    /// never came back; the host does not go on below it either.
+    fn left_by_siblings(&self, own: &HelloState) -> Option<View> {
+        let (me, quorum) = (self.config.twin(), self.config.shape.twin_quorum());
+        let siblings = self.log.hellos().filter(|(twin, _)| *twin != me);
+        let mut leaves: Vec<View> = siblings.map(|(_, hello)| hello.leave).collect();
+        leaves.sort_unstable_by(|a, b| b.cmp(a));
+        let known = own.leave.max(own.last_normal).max(self.views.highest());
+        let near = View(known.0.saturating_add(LEAVE_AHEAD_MAX));
+        let believed = |at: usize, view: View| {
+            view <= self.recovery.shown.view
+                || at + 1 >= quorum
+                || self.recovery.follows()
+                || (self.config.shape.unanimous() && view <= near)
+        };
+        let mut leaves = leaves.into_iter().enumerate();
+        let highest = leaves.find(|(at, view)| believed(*at, *view));
+        highest
+            .map(|(_, view)| view)
+            .filter(|view| *view > own.leave)
+    }
+
+    /// 3, durability rule: what it says it has left, it must not forget. The host's VIEW-CHANGE may rest on this.
+    fn promise_leave(&mut self, view: View, out: &mut Effects) {
+        if view == View(0) {
+            return;
+        }
+        let certificates = if view <= self.recovery.shown.view {
+            self.recovery.shown.certificates.clone()
+        } else {
+            Vec::new()
+        };
+        let promise = Entry::Leave { view, certificates };
+        let promises = self.recovery.promises().iter();
+        let mut leaves =
+            promises.filter(|p| matches!(p, Entry::Leave { view: of, .. } if *of >= view));
+        if leaves.next().is_none() {
+            out.push(Effect::Persist(Record::Promise(promise.clone())));
+            self.recovery.note_raised(promise);
+        }
     }
 
     /// Its own slots of the write-ahead log: a sibling that is behind fetches them, and what this one lacks joins them.

@@ -19,6 +19,7 @@ use twinbft_types::{
 
 use super::Replica;
 use super::amnesia::Amnesia;
+use super::hello::Shown;
 use crate::config::CoreConfig;
 use crate::fault::PeerFault;
 use crate::hostlog::HostLog;
@@ -107,6 +108,8 @@ pub struct Recovery {
     follows: bool,
     /// The HELLO that was posted last.
     hello: Option<HelloState>,
+    /// What siblings have shown of their LEAVEs.
+    pub(super) shown: Shown,
     /// A sibling's claim for which another host's certificate vouches.
     vouched: Option<(View, Slot, Digest)>,
     /// When that certificate is asked for again.

@@ -98,6 +98,11 @@ impl Views {
         self.left
     }
 
+    /// The highest level of another host.
+    pub const fn highest(&self) -> View {
+        self.highest
+    }
+
     pub const fn accepted(&self) -> View {
         self.accepted
     }
@@ -172,9 +177,11 @@ impl Replica {
     pub(super) fn handle_leave(
         &mut self,
         sender: TwinId,
+        view: View,
         certificates: &[Certificate],
         out: &mut Effects,
     ) {
+        self.note_shown(sender, view, certificates);
         for certificate in certificates
             .iter()
             .take(usize::from(self.config.shape.hosts()))
