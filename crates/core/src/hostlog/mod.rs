@@ -15,6 +15,7 @@ mod quarantine;
 mod results;
 mod view;
 mod votes;
+mod votes_of;
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! How a host leaves a view and enters the next one (protocol.md 6).
 
 use borsh::{BorshDeserialize, BorshSerialize};
-use twinbft_types::{Digest, HostId, Position, Slot, Statement, TwinId, View};
+use twinbft_types::{Digest, Entry, HostId, Position, Slot, Statement, TwinId, View};
 
 use super::votes::TwinSet;
 use super::{Decision, HostLog, Invalid};
@@ -352,6 +352,17 @@ impl HostLog {
     #[must_use]
     pub const fn last_beat(&self) -> u64 {
         self.views.beat
+    }
+
+    /// This twin's NV-ACCEPT of the view that is being entered.
+    pub(super) fn nv_accept_of(&self, twin: TwinId) -> Option<Entry> {
+        let mut accepts = self.views.accepts.iter();
+        let (_, slot, history) = accepts.find(|(of, ..)| *of == twin)?;
+        Some(Entry::NvAccept {
+            view: self.fenced_to,
+            slot: *slot,
+            history: *history,
+        })
     }
 
     /// This twin's highest LEAVE and latest SUSPECT in the log.

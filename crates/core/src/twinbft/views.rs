@@ -268,22 +268,27 @@ impl Replica {
             return;
         }
         self.views.left = view;
-        let remotes = self.views.remotes.values();
         let certificates: Vec<Certificate> = if installed >= view {
             self.new_view_in_hand()
                 .map(|(.., c)| c.clone())
                 .into_iter()
                 .collect()
         } else {
-            remotes
-                .filter(|r| r.level().0 >= view)
-                .filter_map(|r| r.level().1.cloned())
-                .take(self.config.shape.host_quorum())
-                .collect()
+            self.wishes_for(view)
         };
         let entry = Entry::Leave { view, certificates };
         out.push(Effect::Persist(Record::Promise(entry.clone())));
         out.post(entry);
+    }
+
+    /// What others have certified that counts as a WISH for this view or a later one.
+    pub(super) fn wishes_for(&self, view: View) -> Vec<Certificate> {
+        let remotes = self.views.remotes.values();
+        remotes
+            .filter(|r| r.level().0 >= view)
+            .filter_map(|r| r.level().1.cloned())
+            .take(self.config.shape.host_quorum())
+            .collect()
     }
 
     fn poll_entering(&mut self, view: View, out: &mut Effects) {

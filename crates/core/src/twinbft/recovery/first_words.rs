@@ -1,6 +1,6 @@
 //! What a twin says first when its start is over (protocol.md 8).
 
-use twinbft_types::{Digest, Entry, Slot, Statement, View, canonical};
+use twinbft_types::{Digest, Entry, Incarnation, Slot, Statement, View, canonical};
 
 use super::super::Replica;
 use super::super::quarantine::standing;
@@ -43,6 +43,7 @@ impl Replica {
         let first = shown.map_or(0, |last| last + 1);
         if !recovery.remembers || recovery.is_new_epoch {
             // 8: what the host has accepted is in the new write-ahead log; from here on it counts.
+            self.persist_state(out);
             let epoch = self.config.epoch;
             out.push(Effect::Persist(Record::Joined { epoch }));
         }
@@ -79,6 +80,35 @@ impl Replica {
             if slot > Slot(0) {
                 self.handle_accepted(view, slot, history, out);
             }
+        }
+    }
+
+    /// 8, row 2: the host's state, and what this twin has promised in the log that it has read, go into its new write-ahead log
+    /// before it counts again: when the log is lost, too, they are nowhere else, and a HELLO would say less than the host had.
+    fn persist_state(&self, out: &mut Effects) {
+        let (slot, history) = self.log.accepted();
+        out.push(Effect::Persist(Record::Installed {
+            view: self.log.installed(),
+            slot,
+            history,
+        }));
+        let hosts = self.config.shape.all_hosts();
+        let renewed = hosts.filter(|host| self.log.incarnation(*host) > Incarnation(0));
+        let peers = renewed.map(|host| Entry::Peer {
+            host,
+            incarnation: self.log.incarnation(host),
+            nonce: Digest::ZERO,
+        });
+        let ignored = self.config.shape.all_twins();
+        let me = self.config.twin();
+        let ignored = ignored.filter(|twin| *twin != me && self.log.is_quarantined(*twin));
+        let accusations = ignored.map(|twin| Entry::Quarantine { twin });
+        let promises = self.log.promises_of(me);
+        for mut promise in promises.into_iter().chain(peers).chain(accusations) {
+            if let Entry::Leave { view, certificates } = &mut promise {
+                *certificates = self.wishes_for(*view);
+            }
+            out.push(Effect::Persist(Record::Promise(promise)));
         }
     }
 
