@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use twinbft_types::wire::{CheckpointParts, PeerMessage};
 use twinbft_types::{
-    Certificate, DecodeError, Digest, Entry, Epoch, HelloState, Position, Request, RequestRef, Slot, Statement,
-    View, batch_digest, canonical, history,
+    Certificate, DecodeError, Digest, Entry, Epoch, HelloState, Position, Request, RequestRef,
+    Slot, View, batch_digest, canonical, history,
 };
 
 use super::Replica;
@@ -326,36 +326,6 @@ impl Recovery {
             (recovery.promises, recovery.installed, recovery.remembers) = before;
         }
         recovery
-    }
-
-    /// The view in which this twin promised something about a slot.
-    fn view_of(&self, slot: Slot, history: Digest) -> Option<View> {
-        self.promises.iter().rev().find_map(|promise| {
-            let (view, s, h) = match promise {
-                Entry::Endorse {
-                    view,
-                    slot,
-                    history,
-                    ..
-                }
-                | Entry::Accept {
-                    view,
-                    slot,
-                    history,
-                } => (view, slot, history),
-                Entry::Sign {
-                    statement:
-                        Statement::Order {
-                            view,
-                            slot,
-                            history,
-                        },
-                    ..
-                } => (view, slot, history),
-                _ => return None,
-            };
-            ((*s, *h) == (slot, history)).then_some(*view)
-        })
     }
 
     fn hold(&mut self, entry: Entry, lazy: bool) {

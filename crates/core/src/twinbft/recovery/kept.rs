@@ -4,8 +4,50 @@ use twinbft_types::{Digest, Entry, Slot, Statement, View};
 
 use super::super::Replica;
 use super::super::slots::SlotData;
-use super::KeptSlot;
+use super::{KeptSlot, Recovery};
 use twinbft_types::Request;
+
+impl Recovery {
+    /// The view in which this twin has promised something about a slot, and whether that shows its signature on ORDER: a SIGN
+    /// does, and an ENDORSE that carries one (3).
+    fn promised(&self, slot: Slot, history: Digest) -> Option<(View, bool)> {
+        let mut newest = None;
+        for promise in self.promises.iter().rev() {
+            let (view, s, h, is_signed) = match promise {
+                Entry::Endorse {
+                    view,
+                    slot,
+                    history,
+                    signature,
+                    ..
+                } => (view, slot, history, signature.is_some()),
+                Entry::Accept {
+                    view,
+                    slot,
+                    history,
+                } => (view, slot, history, false),
+                Entry::Sign {
+                    statement:
+                        Statement::Order {
+                            view,
+                            slot,
+                            history,
+                        },
+                    ..
+                } => (view, slot, history, true),
+                _ => continue,
+            };
+            if (*s, *h) != (slot, history) {
+                continue;
+            }
+            if is_signed {
+                return Some((*view, true));
+            }
+            newest.get_or_insert((*view, false));
+        }
+        newest
+    }
+}
 
 impl Replica {
     /// Down to where a start keeps slots.
@@ -70,13 +112,22 @@ impl Replica {
 
     fn slot_data(&self, slot: Slot, history: Digest, kept: &KeptSlot) -> SlotData {
         let shape = self.config.shape;
-        let view = match kept.certificate.as_ref().map(|c| &c.signed.statement) {
-            Some(Statement::Order { view, .. }) => *view,
-            _ => self.recovery.view_of(slot, history).unwrap_or_default(),
+        let promised = self.recovery.promised(slot, history);
+        let decided = self.log.decided(slot).filter(|(_, h)| *h == history);
+        let decided = decided.map(|(view, _)| view);
+        let order = kept.certificate.as_ref().map(|c| &c.signed.statement);
+        let view = match order {
+            Some(Statement::Order { view, .. }) => Some(*view),
+            _ => {
+                let signed = promised.filter(|(_, is_signed)| *is_signed).map(|(v, _)| v);
+                signed.or(decided).or(promised.map(|(view, _)| view))
+            }
         };
+        // As of a slot that was fetched: it is in the log of this view, and nobody's ORDER.
+        let view = view.unwrap_or_else(|| self.log.current_view());
         let primary = shape.primary(view);
         let incarnation = kept.certificate.as_ref().map_or_else(
-            || self.log.incarnation(self.config.host()),
+            || self.log.incarnation(primary),
             |certificate| certificate.signed.incarnation,
         );
         let mut data = SlotData::new(
@@ -91,8 +142,11 @@ impl Replica {
         for authenticator in kept.certificate.iter().flat_map(|c| &c.authenticators) {
             data.add_signature(authenticator.clone());
         }
-        if primary == self.config.host() && slot <= self.log.accepted().0 {
-            // Decided, so it may be signed again (release rule); a MAC of the same bytes is the same.
+        // 3, release rule: what its host has decided there, by its log or by this twin's own promise, may be signed again; a MAC of
+        // the same bytes is the same. A slot that stands in the log for another reason may not: it was fetched, perhaps, and was
+        // another host's ORDER, or its own of another view.
+        let is_signed = promised == Some((view, true)) || decided == Some(view);
+        if primary == self.config.host() && slot <= self.log.accepted().0 && is_signed {
             let statement = Statement::Order {
                 view,
                 slot,
