@@ -145,10 +145,20 @@ impl Replica {
             Entry::Results { .. } => self.is_still_wanted(promise),
             // Whoever asked asks again.
             Entry::Peer { .. } | Entry::Relay { .. } | Entry::ResultAgain { .. } => false,
+            // 3, release rule: what this log has decided. It may be of another epoch than the promise.
             Entry::Sign {
-                statement: Statement::Order { slot, .. },
+                statement:
+                    Statement::Order {
+                        view,
+                        slot,
+                        history,
+                    },
                 ..
-            } => *slot > self.commit.committed(),
+            } => {
+                *slot > self.commit.committed()
+                    && self.log.decided(*slot) == Some((*view, *history))
+            }
+            Entry::Sign { statement, .. } => self.log.new_view().as_ref() == Some(statement),
             Entry::Quarantine { twin } => self.still_accuses(*twin),
             Entry::Readmit { .. } => false,
             _ => true,
