@@ -47,7 +47,7 @@ fn no_invariant_breaks_again_in_small_clusters_that_failed_once() {
     for seed in [
         1404, 5889, 13334, 25301, 25439, 27278, 55783, 80219, 201211, 293417, 555296, 629087,
         646547, 945354, 999589, 357026, 2002902, 2003950, 2014472, 2051639, 2005375, 2019068,
-        281912, 747872, 2027075, 2050183, 2014670,
+        281912, 747872, 2027075, 2050183, 2014670, 2015321,
     ] {
         if let Err(violation) = run(Scenario::small(seed)) {
             panic!("small seed {seed}: {violation}");

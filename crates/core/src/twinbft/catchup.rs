@@ -69,6 +69,11 @@ impl Replica {
         }
     }
 
+    /// The host has another log: the end of a gap in the one before may be in nobody's any more.
+    pub(super) fn forget_gap(&mut self) {
+        self.catchup = CatchUp::default();
+    }
+
     /// The first slot at or behind a gap whose history is known.
     fn gap_end(&self, first: Slot) -> (Slot, Digest) {
         let (accepted, history) = self.log.accepted();

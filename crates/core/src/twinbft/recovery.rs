@@ -439,6 +439,7 @@ impl Replica {
         };
         self.slots.drop_from(sure.next());
         self.undo_above(sure, out);
+        self.forget_gap();
         self.recall_checkpoint();
         self.backup.leave_view();
         self.backup.set_tip(self.held_end(accepted));

@@ -471,6 +471,7 @@ impl Replica {
         self.suspect_anew(false);
         self.leader_voided(slot.next());
         self.backup.leave_view();
+        self.forget_gap();
         let sure = self.adopt(slot, history);
         self.undo_above(sure, out);
         self.replies_dropped(slot);
