@@ -189,6 +189,30 @@ mod tests {
         assert_eq!(log.entering(), Some(View(2)));
     }
 
+    /// NV-PROPOSE and NV-ENDORSE are in no write-ahead log: this is why they need not be (docs/adr/0023).
+    #[test]
+    fn a_primary_that_may_have_forgotten_decides_no_new_view_there() {
+        let mut log = log(0);
+        apply(&mut log, 0, &hello(3, 0, 9));
+        apply(&mut log, 1, &hello(3, 0, 9));
+        assert_eq!(log.entering(), Some(View(3)));
+        let propose = Entry::NvPropose {
+            view: View(3),
+            hosts: vec![(HostId(0), Digest::ZERO), (HostId(1), Digest::ZERO)],
+            slot: Slot(7),
+            history: Digest::ZERO,
+        };
+        assert_eq!(apply(&mut log, 1, &propose), []);
+        let endorse = Entry::NvEndorse {
+            view: View(3),
+            proposal: Position(2),
+        };
+        assert_eq!(apply(&mut log, 0, &endorse), []);
+        assert_eq!(log.installed(), View(0));
+        // Nor does it say again what it had when it left: others may know another VIEW-CHANGE of it.
+        assert_eq!(log.view_change(), None);
+    }
+
     #[test]
     fn a_primary_that_may_have_forgotten_orders_nothing_in_that_view() {
         let mut log = log(0);
