@@ -1,15 +1,18 @@
 //! The loop: for each ready twin move its ring into the log up to a fair bound, publish once, wake
 //! the waiting twins once. Nothing here ever waits for a twin.
 
+mod connections;
 #[cfg(test)]
 mod fuzz;
+#[cfg(test)]
+mod mirror_tests;
 mod on_xen;
+mod token;
 
 pub use on_xen::readmit;
 
 use std::fs::File;
-use std::io;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
@@ -20,13 +23,11 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{MsgFlags, recv};
-use twinbft_postbox::cluster_tag;
 use twinbft_postbox::frame::FRAME_HEADER_BYTES;
 use twinbft_postbox::transport::local::region::LocalLog;
-use twinbft_postbox::transport::local::server::BrokerChannel;
-use twinbft_postbox::transport::local::wire::{PROTOCOL_VERSION, Rejection, Welcome};
+use twinbft_postbox::transport::local::wire::Rejection;
 
-use crate::greeting::{Peer, Pending, Progress, judge};
+use crate::greeting::Pending;
 use crate::guests::Guests;
 use crate::journal::Journal;
 use crate::json::Object;
@@ -35,11 +36,10 @@ use crate::record::{RecordOptions, Recording};
 use crate::status::{CONNECTIONS_MAX, StatusConnection};
 use crate::supervisor::Supervisor;
 use crate::twin::{CloseReason, TURN_FRAMES_MAX, Turn, Twin};
+use token::Token;
 
 /// Connections that may be greeting at a time, over all twins.
 const PENDING_MAX: usize = 16;
-/// Accepted connections in one turn of the loop, so that a knocking process starves nobody.
-const ACCEPTS_MAX: usize = 8;
 /// Turns that a closed ring of `2^ring_order` bytes is drained for: enough for a whole ring of smallest frames, and no more,
 /// because a twin that writes on and on must not hold its siblings up.
 const fn drain_turns_max(ring_order: u16) -> usize {
@@ -52,56 +52,6 @@ pub struct Sockets {
     pub twins: Vec<(UnixListener, u32)>,
     /// For the status document.
     pub status: UnixListener,
-}
-
-/// What an epoll event is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Token {
-    Signal,
-    StatusListener,
-    TwinListener(u8),
-    Bell,
-    Stream(u8),
-    Pending(u8),
-    Status(u8),
-    Recorder,
-    Guest(u8),
-    Keeper,
-}
-
-impl Token {
-    fn encode(self) -> u64 {
-        let (kind, index) = match self {
-            Self::Signal => (0, 0),
-            Self::StatusListener => (1, 0),
-            Self::TwinListener(twin) => (2, twin),
-            Self::Bell => (3, 0),
-            Self::Stream(twin) => (4, twin),
-            Self::Pending(slot) => (5, slot),
-            Self::Status(slot) => (6, slot),
-            Self::Recorder => (7, 0),
-            Self::Guest(twin) => (8, twin),
-            Self::Keeper => (9, 0),
-        };
-        kind << 8 | u64::from(index)
-    }
-
-    fn decode(data: u64) -> Self {
-        let index = data.to_le_bytes()[0];
-        match data >> 8 {
-            0 => Self::Signal,
-            1 => Self::StatusListener,
-            2 => Self::TwinListener(index),
-            3 => Self::Bell,
-            4 => Self::Stream(index),
-            5 => Self::Pending(index),
-            6 => Self::Status(index),
-            7 => Self::Recorder,
-            8 => Self::Guest(index),
-            9 => Self::Keeper,
-            kind => unreachable!("we never register kind {kind}"),
-        }
-    }
 }
 
 /// A running broker.
@@ -201,12 +151,13 @@ impl Broker {
             self.handle_event(Token::decode(event.data()));
         }
         self.expire(Instant::now());
+        self.fill_mirrors();
         Ok(())
     }
 
-    /// How long epoll may sleep; not at all when a ring has something.
+    /// How long epoll may sleep; not at all when a ring has something, or a mirror lacks something.
     fn prepare_sleep(&mut self) -> EpollTimeout {
-        if self.any_ring_ready() || self.spin() {
+        if self.any_ring_ready() || self.log.writer.is_filling() || self.spin() {
             return EpollTimeout::ZERO;
         }
         for twin in &self.twins {
@@ -346,148 +297,6 @@ impl Broker {
         }
     }
 
-    fn accept_twins(&mut self, twin: u8) {
-        for _ in 0..ACCEPTS_MAX {
-            let Some(stream) = self.accept(|sockets| &sockets.twins[usize::from(twin)].0) else {
-                return;
-            };
-            let Ok(peer) = Peer::of(&stream) else {
-                continue;
-            };
-            let pending = Pending::new(stream, twin, peer, Instant::now());
-            let uid = self.sockets.twins[usize::from(twin)].1;
-            if peer.uid != uid {
-                self.reject(pending, Rejection::User);
-                continue;
-            }
-            let Some(slot) = self.pending.iter().position(Option::is_none) else {
-                self.reject(pending, Rejection::Resources);
-                continue;
-            };
-            let token = Token::Pending(u8::try_from(slot).expect("a few slots"));
-            let event =
-                EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, token.encode());
-            if self.epoll.add(&pending.stream, event).is_ok() {
-                self.pending[slot] = Some(pending);
-                self.advance_pending(slot);
-            }
-        }
-    }
-
-    fn accept(&mut self, listener: impl Fn(&Sockets) -> &UnixListener) -> Option<UnixStream> {
-        match listener(&self.sockets).accept() {
-            Ok((stream, _)) => stream.set_nonblocking(true).is_ok().then_some(stream),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-            Err(error) => {
-                self.journal.event(
-                    "accept",
-                    format!("cannot accept a connection: {error}; is a limit too low?"),
-                );
-                None
-            }
-        }
-    }
-
-    fn advance_pending(&mut self, slot: usize) {
-        let Some(pending) = &mut self.pending[slot] else {
-            return;
-        };
-        let progress = pending.advance();
-        if matches!(progress, Progress::Waiting) {
-            return;
-        }
-        let pending = self.pending[slot].take().expect("looked at just now");
-        // It stays open when it becomes a channel, so closing does not take it off the set.
-        self.epoll
-            .delete(&pending.stream)
-            .expect("it was added when it was accepted");
-        match progress {
-            Progress::Greeted(greeting) => match judge(&greeting, &self.welcome(pending.twin)) {
-                None => self.open_channel(pending),
-                Some(rejection) => self.reject(pending, rejection),
-            },
-            Progress::Rejected(rejection) => self.reject(pending, rejection),
-            Progress::Gone | Progress::Waiting => {}
-        }
-    }
-
-    fn reject(&mut self, pending: Pending, rejection: Rejection) {
-        let (twin, peer) = (pending.twin, pending.peer);
-        self.twins[usize::from(twin)]
-            .counters
-            .rejections
-            .add(rejection.name());
-        let who = format!("process {} of user {}", peer.pid, peer.uid);
-        self.journal.event(
-            "rejected",
-            format!(
-                "twin {twin}: connection of {who} rejected: {}",
-                rejection.name()
-            ),
-        );
-        pending.reject(rejection, &self.welcome(twin));
-    }
-
-    fn welcome(&self, twin: u8) -> Welcome {
-        let info = self.log.writer.info();
-        Welcome {
-            version: PROTOCOL_VERSION,
-            rejection: None,
-            cluster_tag: cluster_tag(&self.options.cluster_id),
-            host: self.options.host,
-            twin,
-            twins: info.limits.twins,
-            ring_order: self.options.ring_order,
-            epoch: info.epoch,
-            next_number: self.log.writer.ledger().next_number(twin),
-        }
-    }
-
-    fn open_channel(&mut self, pending: Pending) {
-        let (twin, peer) = (pending.twin, pending.peer);
-        let index = usize::from(twin);
-        self.drain_and_close(index, CloseReason::Replaced);
-        let limits = self.log.writer.info().limits.clone();
-        let channel =
-            BrokerChannel::open(pending.stream, &self.welcome(twin), self.log.fd(), &limits);
-        let registered = channel.and_then(|channel| {
-            let bell = EpollEvent::new(
-                EpollFlags::EPOLLIN | EpollFlags::EPOLLET,
-                Token::Bell.encode(),
-            );
-            self.epoll.add(channel.bell(), bell)?;
-            let input = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
-            self.epoll.add(
-                channel.stream(),
-                EpollEvent::new(input, Token::Stream(twin).encode()),
-            )?;
-            Ok(channel)
-        });
-        match registered {
-            Ok(channel) => {
-                self.twins[index].connect(channel, peer);
-                self.journal.event(
-                    "channel",
-                    format!(
-                        "twin {twin}: connected: process {} of user {}",
-                        peer.pid, peer.uid
-                    ),
-                );
-                self.notify_status();
-            }
-            Err(error) => {
-                self.twins[index]
-                    .counters
-                    .rejections
-                    .add(Rejection::Resources.name());
-                self.journal.event(
-                    "rejected",
-                    format!("twin {twin}: cannot open a channel: {error}"),
-                );
-            }
-        }
-    }
-
     /// What a twin wrote before it went counts: the next welcome tells its successor what is in.
     fn drain_and_close(&mut self, index: usize, reason: CloseReason) {
         for _ in 0..drain_turns_max(self.options.ring_order) {
@@ -513,32 +322,6 @@ impl Broker {
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Ok(count) if count > 0 => self.close(index, CloseReason::UnexpectedBytes),
             Ok(_) | Err(_) => self.drain_and_close(index, CloseReason::HungUp),
-        }
-    }
-
-    fn accept_status(&mut self) {
-        for _ in 0..ACCEPTS_MAX {
-            let Some(stream) = self.accept(|sockets| &sockets.status) else {
-                return;
-            };
-            let Some(slot) = self.status.iter().position(Option::is_none) else {
-                continue;
-            };
-            let mut connection = StatusConnection::new(stream, self.document(), Instant::now());
-            if connection.advance() {
-                continue;
-            }
-            let token = Token::Status(u8::try_from(slot).expect("a few slots"));
-            if self
-                .epoll
-                .add(
-                    &connection,
-                    EpollEvent::new(EpollFlags::EPOLLOUT, token.encode()),
-                )
-                .is_ok()
-            {
-                self.status[slot] = Some(connection);
-            }
         }
     }
 

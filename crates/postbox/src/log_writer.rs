@@ -133,9 +133,8 @@ impl LogWriter {
         self.memory.store_u64_release(header!(magic), MAGIC);
     }
 
-    /// Keeps a copy of the whole log, for this twin, in fresh memory that it alone can read; from now on
-    /// every change goes there too. Replaces an earlier one. Nothing but the copy is done before it
-    /// returns, so the twin may be told of it then.
+    /// Keeps a copy of the whole log, for this twin, in fresh memory that it alone can read: from now on every change goes
+    /// there too, and `fill_mirror` copies what the log holds already. Replaces an earlier one.
     ///
     /// # Panics
     /// When the memory is smaller than the limits ask for.
@@ -143,6 +142,18 @@ impl LogWriter {
         // What was appended and not published yet is copied with the rest, and published with it.
         let span = (self.ledger.head_offset(), self.ledger.tail_offset());
         self.memory.attach(twin, memory, &self.layout, span);
+    }
+
+    /// Whether there is anything for `fill_mirror` to do.
+    #[must_use]
+    pub fn is_filling(&self) -> bool {
+        self.memory.is_filling()
+    }
+
+    /// Copies at most `bytes_max` bytes into a mirror that is not whole yet. Answers the twin whose mirror has become whole by
+    /// it: that twin may be told of it now.
+    pub fn fill_mirror(&mut self, bytes_max: usize) -> Option<u8> {
+        self.memory.fill(bytes_max)
     }
 
     /// Drops a twin's mirror. Answers whether it had one.

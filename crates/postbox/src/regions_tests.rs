@@ -69,8 +69,12 @@ enum Step {
     Publish,
     Trim,
     Attach(u8),
+    Fill(usize),
     Detach(u8),
 }
+
+/// What a twin was granted, and whether it was told of it.
+type Mirrors = [Option<(Arc<ReadMemory>, bool)>; 2];
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
@@ -78,11 +82,12 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Publish),
         1 => Just(Step::Trim),
         1 => (0u8..2).prop_map(Step::Attach),
+        3 => (0usize..5000).prop_map(Step::Fill),
         1 => (0u8..2).prop_map(Step::Detach),
     ]
 }
 
-fn run(step: &Step, writer: &mut LogWriter, mirrors: &mut [Option<Arc<ReadMemory>>; 2]) {
+fn run(step: &Step, writer: &mut LogWriter, mirrors: &mut Mirrors) {
     match *step {
         Step::Append(sender, bytes) => {
             append(writer, sender, bytes);
@@ -99,7 +104,15 @@ fn run(step: &Step, writer: &mut LogWriter, mirrors: &mut [Option<Arc<ReadMemory
         Step::Attach(twin) => {
             let (memory, view) = fresh();
             writer.attach_mirror(twin, memory);
-            mirrors[usize::from(twin)] = Some(view);
+            mirrors[usize::from(twin)] = Some((view, false));
+        }
+        Step::Fill(bytes) => {
+            if let Some(twin) = writer.fill_mirror(bytes) {
+                let mirror = mirrors[usize::from(twin)].as_mut();
+                mirror.expect("it was attached").1 = true;
+            }
+            let is_filling = mirrors.iter().flatten().any(|(_, is_whole)| !is_whole);
+            assert_eq!(writer.is_filling(), is_filling);
         }
         Step::Detach(twin) => {
             let had = mirrors[usize::from(twin)].take().is_some();
@@ -109,16 +122,20 @@ fn run(step: &Step, writer: &mut LogWriter, mirrors: &mut [Option<Arc<ReadMemory
 }
 
 proptest! {
-    /// Attached between an append and its publishing, after trims, around the end of the data area:
-    /// at every moment a mirror shows what the log shows.
+    /// Attached between an append and its publishing, after trims, around the end of the data area, and filled in slices while
+    /// all that goes on: from the moment that it is whole, a mirror shows what the log shows. Before that it is no log.
     #[test]
     fn a_mirror_shows_what_the_log_shows(steps in proptest::collection::vec(step(), 1..150)) {
         let (mut writer, log) = writer();
         let mut mirrors = [None, None];
         for step in &steps {
             run(step, &mut writer, &mut mirrors);
-            for mirror in mirrors.iter().flatten() {
-                assert_same(&log, mirror);
+            for (mirror, is_whole) in mirrors.iter().flatten() {
+                if *is_whole {
+                    assert_same(&log, mirror);
+                } else {
+                    assert!(LogView::open(mirror.clone()).is_err());
+                }
             }
         }
     }
@@ -131,6 +148,7 @@ fn a_reader_of_a_mirror_goes_on_and_is_told_when_it_is_lapped() {
     let (mut writer, _log) = writer();
     let (memory, mirror) = fresh();
     writer.attach_mirror(1, memory);
+    assert_eq!(writer.fill_mirror(usize::MAX), Some(1));
     let mut slow = LogView::open(mirror.clone()).expect("a log");
     let mut quick = LogView::open(mirror).expect("a log");
     let mut read = 0;

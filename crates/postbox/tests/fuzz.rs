@@ -375,6 +375,7 @@ fn region() {
             }
             let (region, shown) = WriteMemory::heap_pair(region_bytes(&small()));
             writer.attach_mirror(0, region);
+            assert_eq!(writer.fill_mirror(usize::MAX), Some(0));
             writer.publish();
             // The mirror's writer is gone, so its memory is the test's to bend.
             let mut bytes = vec![0; shown.bytes()];

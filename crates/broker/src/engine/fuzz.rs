@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use bolero::{TypeGenerator, check};
@@ -15,9 +16,9 @@ use twinbft_postbox::log_view::{LogInfo, LogView};
 use twinbft_postbox::raw::{PAGE_BYTES, WriteMemory};
 use twinbft_postbox::transport::local::fds::receive_with_fds;
 use twinbft_postbox::transport::local::region::ReadMemoryFile;
-use twinbft_postbox::transport::local::wire::{Greeting, WELCOME_BYTES};
+use twinbft_postbox::transport::local::wire::{Greeting, PROTOCOL_VERSION, WELCOME_BYTES};
 use twinbft_postbox::vchan::{RingProducer, channel_bytes};
-use twinbft_postbox::{Limits, socket_path, status_socket_path};
+use twinbft_postbox::{Limits, cluster_tag, socket_path, status_socket_path};
 
 use super::*;
 use crate::journal::LogFormat;
@@ -28,7 +29,7 @@ const ORDER: u16 = 12;
 const RING_BYTES: u32 = 1 << ORDER;
 /// Where the producer's index stands in the shared page.
 const PROD: usize = 4;
-const HOSTILE: u8 = 0;
+pub(super) const HOSTILE: u8 = 0;
 const HONEST: u8 = 1;
 
 #[derive(Clone, Debug, TypeGenerator)]
@@ -56,7 +57,7 @@ enum Act {
 }
 
 /// What a broker needs and what outlives it.
-struct Kit {
+pub(super) struct Kit {
     dir: tempfile::TempDir,
     sockets: Sockets,
     /// Kept, so that a million brokers write few lines.
@@ -68,7 +69,7 @@ thread_local! {
     static KIT: RefCell<Option<Kit>> = const { RefCell::new(None) };
 }
 
-fn kit() -> Kit {
+pub(super) fn kit() -> Kit {
     let dir = tempfile::tempdir().expect("a directory");
     let listen = |path: std::path::PathBuf| {
         let listener = UnixListener::bind(path).expect("a fresh directory");
@@ -91,7 +92,7 @@ fn kit() -> Kit {
     }
 }
 
-fn broker(kit: Kit) -> (Broker, tempfile::TempDir) {
+pub(super) fn broker(kit: Kit, log_bytes: u64) -> (Broker, tempfile::TempDir) {
     let Kit {
         dir,
         sockets,
@@ -101,7 +102,7 @@ fn broker(kit: Kit) -> (Broker, tempfile::TempDir) {
     let (path, id) = (dir.path().to_owned(), CLUSTER.to_owned());
     let mut options = BrokerOptions::new(path.clone(), path, id, HOST, 2);
     options.limits = Limits {
-        log_bytes: 65_536,
+        log_bytes,
         entry_bytes_max: 4000,
         state_bytes_max: 4096,
         trim_every: 2,
@@ -168,7 +169,7 @@ fn connect(broker: &mut Broker, twin: u8, words: &[u8]) -> Side {
 }
 
 /// The twin that keeps to the rules.
-struct Honest {
+pub(super) struct Honest {
     side: Side,
     ring: RingProducer,
     view: LogView,
@@ -177,7 +178,7 @@ struct Honest {
 }
 
 impl Honest {
-    fn connect(broker: &mut Broker) -> Self {
+    pub(super) fn connect(broker: &mut Broker) -> Self {
         let side = connect(broker, HONEST, &greeting(HONEST));
         let memory = side.memory.clone().expect("it is taken");
         let log = ReadMemoryFile::open(&side.fds[0]).expect("a log");
@@ -190,7 +191,7 @@ impl Honest {
         }
     }
 
-    fn act(&mut self, broker: &mut Broker, trim: bool) {
+    pub(super) fn act(&mut self, broker: &mut Broker, trim: bool) {
         let number = self.appended.len() as u64;
         let entry = (number ^ 0xfeed).to_le_bytes();
         let mut bytes = encode_append(number, &entry);
@@ -282,7 +283,7 @@ fn a_twin() {
         .with_iterations(200)
         .with_type::<Vec<Act>>()
         .for_each(|acts| {
-            let (mut broker, dir) = broker(KIT.take().unwrap_or_else(kit));
+            let (mut broker, dir) = broker(KIT.take().unwrap_or_else(kit), 65_536);
             let mut honest = Honest::connect(&mut broker);
             let mut hostile = Some(connect(&mut broker, HOSTILE, &greeting(HOSTILE)));
             for one in acts {

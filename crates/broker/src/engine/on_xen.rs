@@ -6,9 +6,13 @@ use twinbft_postbox::transport::xen::descriptor::READY;
 use twinbft_postbox::transport::xen::guest::Guest;
 use twinbft_postbox::transport::xen::{DomId, XenError};
 
-use super::{Broker, Token};
+use super::Broker;
+use super::token::Token;
 use crate::guests::{Guests, News, names_of};
 use crate::twin::CloseReason;
+
+/// Bytes of the log that go into new mirrors in one turn of the loop: some tenths of a millisecond, which the other twins wait.
+pub(super) const SLICE_BYTES: usize = 1 << 20;
 
 /// Guests that an earlier process of the broker has granted pages to, each with its twin and its mirror.
 pub type Readmitted = Vec<(u8, Guest, WriteMemory)>;
@@ -30,6 +34,10 @@ impl Broker {
             let name = self.guest_name(twin);
             let text = format!("twin {twin}: guest {name} (domain {domid}) keeps its pages");
             self.journal.event("guest", text);
+        }
+        // Processes of these guests read them: they are whole before anything else is done.
+        while self.log.writer.is_filling() {
+            self.fill_mirrors();
         }
         Ok(())
     }
@@ -117,12 +125,20 @@ impl Broker {
         let input = EpollEvent::new(EpollFlags::EPOLLIN, Token::Guest(twin).encode());
         self.epoll.add(&guest, input)?;
         self.log.writer.attach_mirror(twin, mirror);
-        if let Some(guests) = &self.guests {
+        self.twins[usize::from(twin)].admit(guest);
+        Ok(())
+    }
+
+    /// One slice of the log into a mirror that lacks something; a guest whose mirror is whole is told where it is.
+    pub(super) fn fill_mirrors(&mut self) {
+        let Some(twin) = self.log.writer.fill_mirror(SLICE_BYTES) else {
+            return;
+        };
+        let guest = self.twins[usize::from(twin)].guest();
+        if let (Some(guests), Some(guest)) = (&self.guests, guest) {
             let descriptor = guest.descriptor(self.log.writer.info(), twin);
             guests.publish(guest.domid(), descriptor.encode());
         }
-        self.twins[usize::from(twin)].admit(guest);
-        Ok(())
     }
 
     fn handle_gone(&mut self, twin: u8, domid: DomId) {
