@@ -5,11 +5,12 @@ use std::process::Command;
 use serde_json::Value;
 use twinbft_postbox::transport::xen::xenstore::Xenstore;
 
+use crate::client::Client;
 use crate::grants::{frames, granted};
-use crate::guests::Guest;
+use crate::guests::{Guest, Place};
 use crate::library::tell_references;
 use crate::supervisor::Broker;
-use crate::{await_some, result, say};
+use crate::{await_some, check, result, say};
 
 const CLUSTER: &str = "/var/lib/twinbft";
 
@@ -20,18 +21,19 @@ pub fn run() {
     let socket = format!("{CLUSTER}/run/h0/broker.sock");
     let mut broker = Broker::start("main", &socket, &["--config", &config, "--host", "0"]);
     let mut store = Xenstore::open().expect("xenstored runs");
-    let mut zero = Guest::create("twin-0", "twin", 0, "");
-    let mut one = Guest::create("twin-1", "twin", 1, "");
+    let mut zero = twin(0);
+    let mut one = twin(1);
     result(
         broker.await_connected(2),
         "dom0: both replicas have connected by the name of their guests",
     );
     tell_references(&mut store, &zero, &one);
+    let client = Client(CLUSTER.to_owned());
     check(
-        put("colour", "green"),
+        client.put("colour", "green"),
         "a client writes through the whole protocol",
     );
-    check(got("colour", "green"), "a client reads it");
+    check(client.got("colour", "green"), "a client reads it");
     await_some("both agents have said all", || {
         let heard = zero.hear(&mut store);
         (one.hear(&mut store) && heard).then_some(())
@@ -39,8 +41,8 @@ pub fn run() {
 
     check_doctor();
 
-    kill_broker(&mut broker);
-    reboot(&broker, &mut store, &mut one);
+    kill_broker(&mut broker, &client);
+    reboot(&broker, &client, &mut store, &mut one);
 
     let watchdogs = broker.watchdogs();
     result(
@@ -64,11 +66,16 @@ pub fn run() {
     say(&frames());
 }
 
-fn check(good: Result<(), String>, text: &str) {
-    match good {
-        Ok(()) => result(true, &format!("dom0: {text}")),
-        Err(error) => result(false, &format!("dom0: {text}: {error}")),
-    }
+/// An installed replica with an agent beside it.
+fn twin(number: u8) -> Guest {
+    Guest::create(&Place {
+        name: &format!("twin-{number}"),
+        kind: "twin",
+        twin: number,
+        disk: number,
+        address: &format!("10.77.0.1{number}"),
+        words: "host=0 agent=1",
+    })
 }
 
 /// Of this dom0; the agents ask that of their guests.
@@ -94,44 +101,15 @@ fn check_doctor() {
     );
 }
 
-/// `twinbft kv`, until it succeeds or nothing more is to be expected.
-fn kv(arguments: &[&str]) -> Result<String, String> {
-    let mut last = String::new();
-    let done = await_some("the cluster answers", || {
-        let output = Command::new("/usr/bin/twinbft")
-            .arg("kv")
-            .args(arguments)
-            .args(["--config", CLUSTER, "--timeout-ms", "20000"])
-            .output()
-            .ok()?;
-        if output.status.success() {
-            return Some(String::from_utf8_lossy(&output.stdout).trim().to_owned());
-        }
-        last = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        None
-    });
-    done.ok_or(last)
-}
-
-fn put(key: &str, value: &str) -> Result<(), String> {
-    kv(&["put", key, value]).map(|revision| say(&format!("put {key}: revision {revision}")))
-}
-
-fn got(key: &str, value: &str) -> Result<(), String> {
-    match kv(&["get", key])? {
-        found if found == value => Ok(()),
-        found => Err(format!("it reads {found:?}")),
-    }
-}
-
 fn number(status: &Value, name: &str) -> u64 {
     status[name].as_u64().unwrap_or(0)
 }
 
 /// Log and epoch, and the pages of all guests, outlive the process.
-fn kill_broker(broker: &mut Broker) {
+fn kill_broker(broker: &mut Broker, client: &Client) {
     let (status, pages) = (broker.status(), granted());
-    broker.kill_and_restart();
+    broker.kill();
+    broker.launch();
     let after = broker.status();
     let same_epoch = number(&status, "epoch") == number(&after, "epoch");
     let whole = number(&after, "tail") >= number(&status, "tail") && number(&status, "tail") > 0;
@@ -158,14 +136,14 @@ fn kill_broker(broker: &mut Broker) {
         "dom0: both replicas come back to it on their pages",
     );
     check(
-        got("colour", "green"),
+        client.got("colour", "green"),
         "what was written before the broker's death is there",
     );
-    check(put("city", "Lisboa"), "and a client writes on");
+    check(client.put("city", "Lisboa"), "and a client writes on");
 }
 
 /// A guest reboots by itself.
-fn reboot(broker: &Broker, store: &mut Xenstore, one: &mut Guest) {
+fn reboot(broker: &Broker, client: &Client, store: &mut Xenstore, one: &mut Guest) {
     let before = one.domid;
     one.tell(store, "e2e-reboot", "1");
     let rebooted = one.await_reboot();
@@ -177,10 +155,10 @@ fn reboot(broker: &Broker, store: &mut Xenstore, one: &mut Guest) {
         ),
     );
     check(
-        got("city", "Lisboa"),
+        client.got("city", "Lisboa"),
         "after the guest's reboot the cluster answers: its replica has rejoined",
     );
-    check(put("colour", "blue"), "and takes a write");
+    check(client.put("colour", "blue"), "and takes a write");
     let texts = broker.events("guest");
     let gone = texts
         .iter()

@@ -7,6 +7,20 @@ use twinbft_postbox::transport::xen::xenstore::Xenstore;
 
 use crate::{await_some, result, say};
 
+/// What a guest is made with: the fields of `xen/e2e/KIND.cfg`.
+#[derive(Default)]
+pub struct Place<'a> {
+    pub name: &'a str,
+    pub kind: &'a str,
+    pub twin: u8,
+    /// Number of its loop device.
+    pub disk: u8,
+    /// In the network of this dom0.
+    pub address: &'a str,
+    /// For the kernel's command line.
+    pub words: &'a str,
+}
+
 /// A guest by its name, whatever its number is.
 pub struct Guest {
     pub name: String,
@@ -17,14 +31,17 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// `xl create`; `extra` goes onto the kernel's command line.
-    pub fn create(name: &str, kind: &str, twin: u8, extra: &str) -> Self {
+    /// `xl create`.
+    pub fn create(place: &Place<'_>) -> Self {
+        let (name, kind) = (place.name, place.kind);
         let template =
             std::fs::read_to_string(format!("/etc/xen/{kind}.cfg")).expect("it is there");
         let config = template
             .replace("@NAME@", name)
-            .replace("@TWIN@", &twin.to_string())
-            .replace("@EXTRA@", extra);
+            .replace("@TWIN@", &place.twin.to_string())
+            .replace("@DISK@", &place.disk.to_string())
+            .replace("@ADDRESS@", place.address)
+            .replace("@WORDS@", place.words);
         let path = format!("/tmp/{name}.cfg");
         std::fs::write(&path, config).expect("there is room");
         let status = Command::new("/bin/xl")

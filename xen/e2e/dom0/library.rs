@@ -4,7 +4,7 @@ use twinbft_postbox::transport::xen::descriptor;
 use twinbft_postbox::transport::xen::xenstore::Xenstore;
 
 use crate::grants::{frames, granted, refusal};
-use crate::guests::Guest;
+use crate::guests::{Guest, Place};
 use crate::supervisor::Broker;
 use crate::{await_some, result, say};
 
@@ -46,8 +46,8 @@ pub fn run() {
 
     let broker = Broker::start("lib", "/run/lib/broker.sock", &FLAGS);
     let mut store = Xenstore::open().expect("xenstored runs");
-    let mut zero = Guest::create("probe-0", "probe", 0, "");
-    let mut one = Guest::create("probe-1", "probe", 1, "");
+    let mut zero = probe(0, "");
+    let mut one = probe(1, "");
     result(
         broker.await_connected(2),
         "dom0: both guests of broker lib have connected by name",
@@ -104,6 +104,16 @@ pub fn run() {
     ));
 }
 
+fn probe(number: u8, words: &str) -> Guest {
+    Guest::create(&Place {
+        name: &format!("probe-{number}"),
+        kind: "probe",
+        twin: number,
+        words,
+        ..Place::default()
+    })
+}
+
 /// Each guest is told a reference of the other's mirror and ring, so that it can try to map them.
 pub fn tell_references(store: &mut Xenstore, zero: &Guest, one: &Guest) {
     for (guest, other) in [(zero, one), (one, zero)] {
@@ -146,7 +156,7 @@ fn check_stock_client(broker: &Broker, store: &mut Xenstore, zero: &mut Guest, o
     let next = broker.status()["twins"][1]["next_number"]
         .as_u64()
         .unwrap_or(0);
-    *one = Guest::create("probe-1", "probe", 1, &format!("stock={next}"));
+    *one = probe(1, &format!("stock={next}"));
     let connected = format!("twin 1: connected: domain {}", one.domid);
     let seen = await_some("it is connected", || {
         // It may have said all and be gone by now.

@@ -1,11 +1,14 @@
 //! Dom0's side of `scripts/xen-e2e`: two installed brokers under a supervisor, guests that `xl` makes, and what must be true
-//! of them. Broker `lib` serves two guests with a test program, broker `main` two guests with installed replicas.
+//! of them. Broker `lib` serves two guests with a test program, broker `main` two guests with installed replicas; then three
+//! brokers stand for three hosts, with two guests each.
 //!
 //! Prints `RESULT PASS …` and `RESULT FAIL …` lines; the guests' own come through xenstore.
 
+mod client;
 mod cluster;
 mod grants;
 mod guests;
+mod hosts;
 mod library;
 mod supervisor;
 
@@ -24,12 +27,23 @@ fn main() {
     if wants("main") {
         cluster::run();
     }
+    if wants("hosts") {
+        hosts::run();
+    }
     say("the end");
 }
 
 /// One line of the result.
 pub fn result(good: bool, text: &str) {
     println!("RESULT {} {text}", if good { "PASS" } else { "FAIL" });
+}
+
+/// One line of the result, of something that a client did.
+pub fn check(good: Result<(), String>, text: &str) {
+    match good {
+        Ok(()) => result(true, &format!("dom0: {text}")),
+        Err(error) => result(false, &format!("dom0: {text}: {error}")),
+    }
 }
 
 /// What is going on, with the time.
@@ -40,13 +54,22 @@ pub fn say(text: &str) {
 }
 
 /// Looks again and again until `look` finds something.
-pub fn await_some<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+pub fn await_some<T>(what: &str, look: impl FnMut() -> Option<T>) -> Option<T> {
+    await_within(PATIENCE, what, look)
+}
+
+/// The same, for something that may take longer.
+pub fn await_within<T>(
+    patience: Duration,
+    what: &str,
+    mut look: impl FnMut() -> Option<T>,
+) -> Option<T> {
     let start = Instant::now();
     loop {
         if let Some(found) = look() {
             return Some(found);
         }
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > patience {
             say(&format!("gave up waiting: {what}"));
             return None;
         }

@@ -51,7 +51,8 @@ impl Broker {
         broker
     }
 
-    fn launch(&mut self) {
+    /// A new process, with what was kept.
+    pub fn launch(&mut self) {
         let (stored, readies) = {
             let heard = self.heard.lock().expect("no panic holds it");
             let stored: Vec<(String, OwnedFd)> = heard
@@ -105,12 +106,16 @@ impl Broker {
         }
     }
 
-    /// SIGKILL, and a new process with what was kept.
-    pub fn kill_and_restart(&mut self) {
+    /// SIGKILL.
+    pub fn kill(&mut self) {
         let mut child = self.child.take().expect("it runs");
         child.kill().expect("it is ours");
         child.wait().expect("it is ours");
-        self.launch();
+    }
+
+    /// What was kept is gone, as when the machine loses its power.
+    pub fn forget(&self) {
+        self.heard.lock().expect("no panic holds it").store.clear();
     }
 
     /// SIGTERM; answers whether it ended well.
