@@ -1,5 +1,6 @@
 //! The guests' side of `scripts/xen-e2e`. As `probe` it is a twin by itself, over the library: appends, reads, lies, breaks its
-//! ring. As `agent` it stands beside an installed replica: attacks what it can reach, and reboots the guest when dom0 says so.
+//! ring. As `agent` it stands beside an installed replica and attacks what it can reach; with `obey` dom0 has the guest reboot, or
+//! its replica stop and start.
 //! Words on the kernel's command line say which twin, and whether the C library goes first. Writes its verdicts below its
 //! own `data` in xenstore, where dom0 reads them.
 
@@ -17,6 +18,8 @@ use twinbft_postbox::{Channel, ConnectOptions, Reconnected, Wake, cluster_tag};
 /// Everything here is emulated, and slow.
 const PATIENCE: Duration = Duration::from_secs(120);
 const ENTRIES: usize = 100;
+/// While it is there, the replica stays stopped.
+const STOPPED: &str = "/tmp/stopped";
 /// Where libxenvchan's page has the producer's index of the client's ring.
 const PRODUCER_INDEX: usize = 4;
 
@@ -36,7 +39,8 @@ fn main() {
     match role.as_str() {
         "probe" => probe(&mut verdicts),
         "agent" => agent(&mut verdicts),
-        other => panic!("probe or agent, not {other:?}"),
+        "obey" => obey(),
+        other => panic!("probe, agent or obey, not {other:?}"),
     }
 }
 
@@ -91,10 +95,34 @@ fn agent(verdicts: &mut Verdicts) {
     }
     ask_doctor(verdicts);
     verdicts.end();
-    while !matches!(verdicts.store.read("data/e2e-reboot"), Ok(Some(_))) {
+}
+
+/// Does what dom0 wants, which is the last that it wrote. twin-init starts no replica while the file is there.
+fn obey() {
+    let mut done = None;
+    loop {
+        // Anew each time: the guest may have been saved and restored meanwhile.
+        let mut store = Xenstore::open().expect("xenstore is there");
+        let order = store.read("data/e2e-order").unwrap_or(None);
+        if order.is_some() && order != done {
+            match order.as_deref() {
+                Some(b"reboot") => busybox(&["reboot", "-f"]),
+                Some(b"stop") => {
+                    std::fs::write(STOPPED, "").expect("there is room");
+                    busybox(&["killall", "twinbft-replica"]);
+                }
+                Some(b"start") => busybox(&["rm", "-f", STOPPED]),
+                _ => println!("no order: {order:?}"),
+            }
+            done = order;
+        }
         std::thread::sleep(Duration::from_millis(500));
     }
-    let _ended = Command::new("/bin/busybox").args(["reboot", "-f"]).status();
+}
+
+fn busybox(arguments: &[&str]) {
+    let status = Command::new("/bin/busybox").args(arguments).status();
+    println!("{arguments:?}: {status:?}");
 }
 
 fn ask_doctor(verdicts: &mut Verdicts) {

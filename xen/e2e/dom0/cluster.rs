@@ -10,7 +10,7 @@ use crate::grants::{frames, granted};
 use crate::guests::{Guest, Place};
 use crate::library::tell_references;
 use crate::supervisor::Broker;
-use crate::{await_some, check, result, say};
+use crate::{await_some, check, result, save, say};
 
 const CLUSTER: &str = "/var/lib/twinbft";
 
@@ -43,6 +43,7 @@ pub fn run() {
 
     kill_broker(&mut broker, &client);
     reboot(&broker, &client, &mut store, &mut one);
+    save::run(&broker, &client, &mut store, &mut one);
 
     let watchdogs = broker.watchdogs();
     result(
@@ -58,7 +59,7 @@ pub fn run() {
     result(
         after.is_some(),
         &format!(
-            "dom0: no grant is leaked by the replicas' guests, over a broker's death and a reboot: {before} before, {} after",
+            "dom0: no grant is leaked by the replicas' guests, over a broker's death, a reboot, a save and a restore: {before} before, {} after",
             after.unwrap_or_else(granted)
         ),
     );
@@ -145,7 +146,7 @@ fn kill_broker(broker: &mut Broker, client: &Client) {
 /// A guest reboots by itself.
 fn reboot(broker: &Broker, client: &Client, store: &mut Xenstore, one: &mut Guest) {
     let before = one.domid;
-    one.tell(store, "e2e-reboot", "1");
+    one.tell(store, "e2e-order", "reboot");
     let rebooted = one.await_reboot();
     result(
         rebooted && broker.await_connected(2),

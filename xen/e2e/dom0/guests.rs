@@ -1,6 +1,6 @@
 //! Guests: made, destroyed, asked.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use twinbft_postbox::transport::xen::DomId;
 use twinbft_postbox::transport::xen::xenstore::Xenstore;
@@ -62,6 +62,26 @@ impl Guest {
             .args(["destroy", &self.name])
             .status();
         say(&format!("xl destroy {}: {status:?}", self.name));
+    }
+
+    /// `xl save` into a file; answers whether it did.
+    pub fn save(&self, path: &str) -> bool {
+        let status = Command::new("/bin/timeout")
+            .args(["300", "/bin/xl", "save", &self.name, path])
+            .stderr(Stdio::null())
+            .status();
+        say(&format!("xl save {}: {status:?}", self.name));
+        status.is_ok_and(|status| status.success())
+    }
+
+    /// `xl restore` of what `save` has made.
+    pub fn restore(&mut self, path: &str) {
+        let status = Command::new("/bin/timeout")
+            .args(["300", "/bin/xl", "restore", path])
+            .stderr(Stdio::null())
+            .status();
+        say(&format!("xl restore {}: {status:?}", self.name));
+        self.domid = domid(&self.name).unwrap_or(0);
     }
 
     /// Waits until a guest of this name has another number.

@@ -10,6 +10,7 @@ mod grants;
 mod guests;
 mod hosts;
 mod library;
+mod save;
 mod supervisor;
 
 use std::time::{Duration, Instant};
