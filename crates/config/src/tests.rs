@@ -90,7 +90,7 @@ fn every_number_of_the_file_is_read_from_its_own_key() {
     }
     assert_eq!(
         seen,
-        1 + 15 + 3 + 5 + 5,
+        1 + 16 + 3 + 5 + 5,
         "key_epoch, protocol, storage, kv, postbox"
     );
 }
