@@ -14,6 +14,9 @@ use crate::io::Effects;
 
 /// Who has no batches of a checkpoint that it offers says nothing: it is given up after so long.
 const PATIENCE_US: u64 = 2_000_000;
+/// Who has come a step further waits so long for the next one before it fetches a state: whoever has the batches may have much
+/// to do, and so may the service with this twin's own checkpoint.
+const NEXT_STEP_US: u64 = 1_000_000;
 /// And states are fetched instead for so long.
 const STATES_ONLY_US: u64 = 10_000_000;
 
@@ -24,6 +27,10 @@ pub struct Bridge {
     target: Option<(Slot, Digest, u64)>,
     /// The end of the last one: the next is asked for at once.
     crossed: Option<Slot>,
+    /// When the last step was made: a bridge crossed, an own checkpoint stable, a state taken over.
+    stepped_us: Option<u64>,
+    /// The stable checkpoint that was seen last.
+    stood: Slot,
     /// No bridges before this time.
     not_before_us: u64,
     /// Up to this slot execution goes by what others have committed, not by what this host has accepted.
@@ -54,6 +61,11 @@ impl Bridge {
         self.count
     }
 
+    /// No state is fetched before.
+    pub fn state_not_before_us(&self) -> u64 {
+        self.stepped_us.map_or(0, |at| at + NEXT_STEP_US)
+    }
+
     /// When the one under way is given up.
     pub fn deadline(&self) -> Option<u64> {
         Some(self.target?.2 + PATIENCE_US)
@@ -77,12 +89,17 @@ impl Replica {
 
     /// Crosses as soon as the batches are here. Answers whether one has just been left behind.
     pub(super) fn poll_bridge(&mut self, out: &mut Effects) -> bool {
+        if self.transfer.bridge.stood != self.stable {
+            self.transfer.bridge.stood = self.stable;
+            self.transfer.bridge.stepped_us = Some(self.now.mono_us);
+        }
         let Some((slot, history, since_us)) = self.transfer.bridge.target else {
             return false;
         };
         if self.execution.begun() >= slot {
             let bridge = &mut self.transfer.bridge;
             (bridge.target, bridge.crossed) = (None, Some(slot));
+            bridge.stepped_us = Some(self.now.mono_us);
             bridge.count += 1;
             return true;
         }

@@ -12,6 +12,7 @@ use twinbft_types::{Entry, ReplicaId, Slot, Statement};
 
 use super::Replica;
 use super::bridge::Bridge;
+use crate::config::Tuning;
 use crate::evidence::{Event, EventKind};
 use crate::fault::PeerFault;
 use crate::io::{Checkpoint, Effect, Effects};
@@ -48,6 +49,15 @@ pub struct Transfer {
     done: u64,
 }
 
+/// A chunk that was asked for.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    server: ReplicaId,
+    at_us: u64,
+    /// What it was taken to cost, in time.
+    pays_us: u64,
+}
+
 /// A checkpoint that is fetched.
 #[derive(Clone, Debug)]
 struct Fetching {
@@ -56,8 +66,7 @@ struct Fetching {
     sessions: SessionFetch,
     /// What the service wants; `None` until it has said so for the first time.
     wanted: Option<BTreeSet<u64>>,
-    /// Chunks that were asked for: of whom, and when.
-    asked: BTreeMap<(StatePart, u64), (ReplicaId, u64)>,
+    asked: BTreeMap<(StatePart, u64), Asked>,
     /// Chunks that the service verifies and writes, and who sent them.
     writing: BTreeMap<u64, ReplicaId>,
     /// Servers that have not got this state, or sent a wrong chunk.
@@ -68,7 +77,7 @@ struct Fetching {
     has_come: bool,
     /// Of the last chunk that came: the next one is taken to be as long.
     chunk_bytes: u64,
-    /// When what was asked for has been paid for.
+    /// When what was asked for has been paid for: what has come by its length, what is under way by what it is taken to be.
     free_at_us: u64,
     next_server: usize,
     chunks: u64,
@@ -177,7 +186,8 @@ impl Replica {
 
     fn candidate_at(&self) -> Option<u64> {
         let (_, since_us) = self.transfer.candidate.as_ref()?;
-        Some(since_us + self.config.tuning.fetch_after_us)
+        let at = since_us + self.config.tuning.fetch_after_us;
+        Some(at.max(self.transfer.bridge.state_not_before_us()))
     }
 
     fn ask_checkpoint_at(&self) -> Option<u64> {
@@ -208,7 +218,7 @@ impl Replica {
                 let asked = fetching
                     .asked
                     .values()
-                    .map(|(_, at)| at + CHUNK_PATIENCE_US);
+                    .map(|asked| asked.at_us + CHUNK_PATIENCE_US);
                 let pays = Some(fetching.free_at_us).filter(|at| *at > self.now.mono_us);
                 asked.min().into_iter().chain(pays).min()
             }
@@ -324,15 +334,17 @@ impl Replica {
         let Some(fetching) = self.transfer.fetching.as_mut().filter(|f| f.slot == slot) else {
             return Ok(());
         };
-        if fetching.asked.remove(&(part, id)).is_none() {
+        let Some(asked) = fetching.asked.remove(&(part, id)) else {
             return Ok(());
-        }
+        };
         let Some(bytes) = chunk.bytes else {
             fetching.useless.insert(from);
             return Ok(());
         };
         fetching.has_come = true;
         fetching.chunk_bytes = bytes.len() as u64;
+        let paid = fetching.free_at_us + pays_us(&self.config.tuning, fetching.chunk_bytes);
+        fetching.free_at_us = paid.saturating_sub(asked.pays_us);
         match part {
             StatePart::Service => {
                 fetching.writing.insert(id, from);
@@ -352,15 +364,14 @@ impl Replica {
     fn ask_for_chunks(&mut self, out: &mut Effects) {
         let now_us = self.now.mono_us;
         let servers = self.everybody();
-        let rate = self.config.tuning.transfer_bytes_per_s.max(1);
         let Some(fetching) = self.transfer.fetching.as_mut() else {
             return;
         };
         // Who does not answer is not asked again as long as there are others that do.
         let late = fetching.asked.iter();
         let late: Vec<_> = late
-            .filter(|(_, (_, at))| at + CHUNK_PATIENCE_US <= now_us)
-            .map(|(name, (server, _))| (*name, *server))
+            .filter(|(_, asked)| asked.at_us + CHUNK_PATIENCE_US <= now_us)
+            .map(|(name, asked)| (*name, asked.server))
             .collect();
         for (name, server) in late {
             fetching.asked.remove(&name);
@@ -396,9 +407,13 @@ impl Replica {
             let Some(server) = fetching.poll_server(&servers) else {
                 return;
             };
-            fetching.asked.insert(name, (server, now_us));
-            let pays_us = fetching.chunk_bytes.saturating_mul(1_000_000) / rate;
-            fetching.free_at_us = fetching.free_at_us.max(now_us) + pays_us;
+            let asked = Asked {
+                server,
+                at_us: now_us,
+                pays_us: pays_us(&self.config.tuning, fetching.chunk_bytes),
+            };
+            fetching.asked.insert(name, asked);
+            fetching.free_at_us = fetching.free_at_us.max(now_us) + asked.pays_us;
             let name = ChunkName {
                 slot: fetching.slot,
                 part: name.0,
@@ -519,13 +534,19 @@ impl Replica {
     }
 }
 
+/// How long so many bytes take at the rate that a state may be taken at.
+fn pays_us(tuning: &Tuning, bytes: u64) -> u64 {
+    bytes.saturating_mul(1_000_000) / tuning.transfer_bytes_per_s.max(1)
+}
+
 impl Fetching {
     /// The next server that may be useful and has not too much to do for this twin.
     fn poll_server(&mut self, servers: &[ReplicaId]) -> Option<ReplicaId> {
         for _ in 0..servers.len() {
             let server = servers[self.next_server % servers.len()];
             self.next_server += 1;
-            let busy = self.asked.values().filter(|(s, _)| *s == server).count();
+            let asked = self.asked.values();
+            let busy = asked.filter(|asked| asked.server == server).count();
             if self.is_of_use(server) && busy < OF_A_SERVER_MAX {
                 return Some(server);
             }
