@@ -1,7 +1,8 @@
 //! The file of a `kv` state. It holds exactly the state of one checkpoint, whenever it is opened.
 //!
-//! Tables: `entries` key → revision ‖ value, or what says where it lies in `pieces` ([`super::values`]); `leaves` bucket ‖ key → leaf digest ‖ length of the value; `groups`
-//! group → its buckets, absent while empty; `meta`. A checkpoint is one transaction over all of them.
+//! Tables: `entries` key → revision ‖ value, or what says that it lies in `pieces` ([`super::values`]); `leaves`
+//! bucket ‖ key → leaf digest ‖ length of the value; `groups` group → its buckets, absent while empty; `meta`. A
+//! checkpoint is one transaction over all of them.
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};

@@ -194,12 +194,23 @@ fn count(pieces: impl Iterator<Item = usize>) -> u32 {
 mod tests {
     use bytes::Bytes;
     use redb::backends::InMemoryBackend;
-    use redb::{Builder, ReadableTableMetadata as _, TableDefinition};
+    use redb::{Builder, ReadableTableMetadata as _, TableDefinition, WriteTransaction};
 
     use super::*;
 
     const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("rows");
     const PIECES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("pieces");
+
+    fn transaction() -> WriteTransaction {
+        let database = Builder::new().create_with_backend(InMemoryBackend::new());
+        let transaction = database.expect("memory").begin_write();
+        transaction.expect("nobody else writes")
+    }
+
+    fn tables(transaction: &WriteTransaction) -> (BytesTable<'_>, BytesTable<'_>) {
+        let open = |table| transaction.open_table(table).expect("a new table");
+        (open(ROWS), open(PIECES))
+    }
 
     #[test]
     fn a_value_is_cut_into_what_fills_leaves() {
@@ -222,12 +233,8 @@ mod tests {
     /// Longer, shorter, in the row and in pieces by turns, and away: what is read is what was put last, and no piece stays.
     #[test]
     fn a_value_takes_the_place_of_the_one_before_and_leaves_no_piece() {
-        let database = Builder::new()
-            .create_with_backend(InMemoryBackend::new())
-            .expect("memory");
-        let transaction = database.begin_write().expect("nobody else writes");
-        let mut rows = transaction.open_table(ROWS).expect("a new table");
-        let mut pieces = transaction.open_table(PIECES).expect("a new table");
+        let transaction = transaction();
+        let (mut rows, mut pieces) = tables(&transaction);
         let revision = Revision { slot: 3, index: 1 };
         for (turn, bytes) in [0, 5000, 1024, 1025, 70_000, 16_256, 0].iter().enumerate() {
             for key in [&b"a"[..], b"ab"] {
@@ -259,12 +266,8 @@ mod tests {
 
     #[test]
     fn a_missing_piece_and_a_bent_row_are_named() {
-        let database = Builder::new()
-            .create_with_backend(InMemoryBackend::new())
-            .expect("memory");
-        let transaction = database.begin_write().expect("nobody else writes");
-        let mut rows = transaction.open_table(ROWS).expect("a new table");
-        let mut pieces = transaction.open_table(PIECES).expect("a new table");
+        let transaction = transaction();
+        let (mut rows, mut pieces) = tables(&transaction);
         let revision = Revision { slot: 3, index: 1 };
         let value = Bytes::from(vec![1; 40_000]);
         put(&mut rows, &mut pieces, b"key", &Written { revision, value }).expect("memory");

@@ -326,11 +326,11 @@ impl Replica {
             .wrapping_add(request.seq.0);
         let hosts = u64::from(self.config.shape.hosts());
         let sender = HostId(u8::try_from(number % hosts).expect("below N"));
-        if sender == self.config.host() || !self.log.is_primary() {
-            return sender == self.config.host();
-        }
-        let known = self.commit.acknowledged(sender, self.log.installed());
-        known.0 + self.config.tuning.pipeline_depth < slot.0
+        let is_behind = || {
+            let known = self.commit.acknowledged(sender, self.log.installed());
+            known.0 + self.config.tuning.pipeline_depth < slot.0
+        };
+        sender == self.config.host() || (self.log.is_primary() && is_behind())
     }
 
     /// 4.8: on a retransmission twins post RESULT afresh from the session table.
