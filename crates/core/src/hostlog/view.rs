@@ -355,7 +355,8 @@ impl HostLog {
     }
 
     /// This twin's NV-ACCEPT of the view that is being entered.
-    pub(super) fn nv_accept_of(&self, twin: TwinId) -> Option<Entry> {
+    #[must_use]
+    pub fn nv_accept_of(&self, twin: TwinId) -> Option<Entry> {
         let mut accepts = self.views.accepts.iter();
         let (_, slot, history) = accepts.find(|(of, ..)| *of == twin)?;
         Some(Entry::NvAccept {

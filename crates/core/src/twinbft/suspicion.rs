@@ -144,6 +144,7 @@ impl Replica {
     fn wish(&mut self, view: View, out: &mut Effects) {
         if self.suspicion.wished != view {
             self.suspicion.wished = view;
+            self.repeat_soon();
             out.post(Entry::Suspect { view });
         }
     }

@@ -4,6 +4,8 @@
 //! the leader of the next view proposes the log with which it begins once it holds it; everybody installs it with the
 //! log in hand. What is fixed is read off the log ([`crate::hostlog`]); here is what a twin hears, holds and repeats.
 
+mod repetition;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -22,10 +24,6 @@ use crate::record::Record;
 
 /// NV-PROPOSEs that a leader posts for one view.
 const PROPOSALS_MAX: usize = 16;
-/// WISH, VIEW-CHANGE and NEW-VIEW are sent again after this long, then after twice as long, and so on …
-const REPEAT_US: u64 = 20_000;
-/// … up to this.
-const REPEAT_US_MAX: u64 = 500_000;
 /// How often a WISH that takes one back is sent again.
 const WITHDRAWALS_MAX: u8 = 8;
 
@@ -268,13 +266,15 @@ impl Replica {
             return;
         }
         self.views.left = view;
-        let certificates: Vec<Certificate> = if installed >= view {
-            self.new_view_in_hand()
-                .map(|(.., c)| c.clone())
-                .into_iter()
-                .collect()
-        } else {
-            self.wishes_for(view)
+        self.repeat_soon();
+        self.post_leave(view, out);
+    }
+
+    fn post_leave(&self, view: View, out: &mut Effects) {
+        let new_view = self.new_view_in_hand().filter(|(of, ..)| *of >= view);
+        let certificates = match new_view {
+            Some((.., certificate)) => vec![certificate.clone()],
+            None => self.wishes_for(view),
         };
         let entry = Entry::Leave { view, certificates };
         out.push(Effect::Persist(Record::Promise(entry.clone())));
@@ -507,87 +507,6 @@ impl Replica {
         });
         let requests: Vec<_> = requests.take_while(|(_, slot)| *slot <= last).collect();
         self.voting.set_in_log(requests, last);
-    }
-
-    // ---- repetition ----
-
-    fn repeat_soon(&mut self) {
-        self.views.repeat = Some((self.now.mono_us + REPEAT_US, 2 * REPEAT_US));
-    }
-
-    pub(super) fn views_deadline(&self) -> Option<u64> {
-        let repeat = self.views.repeat.map(|(at_us, _)| at_us);
-        let contained = self.contained_deadline();
-        [repeat, self.views.wish_due_us, contained]
-            .into_iter()
-            .flatten()
-            .min()
-    }
-
-    /// 6: WISH, VIEW-CHANGE and NEW-VIEW are sent again until superseded.
-    pub(super) fn views_timer(&mut self, out: &mut Effects) {
-        self.contained_timer(out);
-        if self
-            .views
-            .wish_due_us
-            .is_some_and(|at| at <= self.now.mono_us)
-        {
-            self.sign_wish(out);
-        }
-        let Some((at_us, every_us)) = self.views.repeat else {
-            return;
-        };
-        if at_us > self.now.mono_us {
-            return;
-        }
-        let statements = self.unsuperseded();
-        if statements.is_empty() {
-            self.views.repeat = None;
-            return;
-        }
-        self.views.repeat = Some((
-            self.now.mono_us + every_us,
-            (2 * every_us).min(REPEAT_US_MAX),
-        ));
-        self.views.repeated = self.views.repeated.wrapping_add(1);
-        self.views.withdrawals_left = self.views.withdrawals_left.saturating_sub(1);
-        let twins = self.config.shape.twins();
-        let twin = TwinId(self.config.twin().0.wrapping_add(self.views.repeated) % twins);
-        for (statement, hosts) in statements {
-            if let Some(certificate) = self.book.certificate(&statement) {
-                let message = Arc::new(PeerMessage::Certificate(certificate));
-                self.send_to_twin(twin, hosts.into_iter(), &message, out);
-            }
-        }
-    }
-
-    /// What others may still lack, and who.
-    fn unsuperseded(&self) -> Vec<(Statement, Vec<HostId>)> {
-        let all: Vec<HostId> = self.config.shape.all_hosts().collect();
-        let mut statements = Vec::new();
-        if let Some(wish) = self.log.last_wish()
-            && (wish.view > self.log.current_view() || self.views.withdrawals_left > 0)
-        {
-            let statement = Statement::Wish {
-                view: wish.view,
-                epoch: self.config.epoch,
-                position: wish.position,
-            };
-            statements.push((statement, all.clone()));
-        }
-        if let Some(statement) = self.log.view_change() {
-            statements.push((statement, all.clone()));
-        }
-        if let (Some(statement), Some(view)) = (self.log.new_view(), self.log.live_view()) {
-            let lacking: Vec<HostId> = all
-                .into_iter()
-                .filter(|host| *host != self.config.host() && !self.commit.is_in(*host, view))
-                .collect();
-            if !lacking.is_empty() {
-                statements.push((statement, lacking));
-            }
-        }
-        statements
     }
 }
 

@@ -174,6 +174,8 @@ pub struct Host {
     /// Posts of these twins wait until [`Host::release`].
     pub holding: Vec<u8>,
     held: Vec<(u8, Bytes)>,
+    /// Posts of these names never reach the log, whatever these twins believe.
+    pub losing: Vec<(u8, &'static str)>,
 }
 
 impl Host {
@@ -214,6 +216,7 @@ impl Host {
             byzantine: Vec::new(),
             holding: Vec::new(),
             held: Vec::new(),
+            losing: Vec::new(),
         }
     }
 
@@ -234,7 +237,8 @@ impl Host {
             match effect {
                 Effect::Post { entry, .. } => {
                     let bytes = Bytes::from(canonical(&entry));
-                    if self.byzantine.contains(&twin) {
+                    let is_lost = self.losing.contains(&(twin, entry.name()));
+                    if is_lost || self.byzantine.contains(&twin) {
                         continue;
                     }
                     if self.holding.contains(&twin) {

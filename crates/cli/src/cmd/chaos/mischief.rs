@@ -135,7 +135,8 @@ impl Mischief<'_> {
                 drop(self.signal([name(twin)], Signal::SIGKILL));
                 self.start_clean(twin).await
             }
-            Fault::Byzantine(twin, _) => self.tell(twin, "off").await,
+            // Its honest core believes to have said what the double has kept to itself.
+            Fault::Byzantine(twin, _) => self.restart([name(twin)]),
         }
     }
 

@@ -97,7 +97,7 @@ pub struct Double {
     kind: &'static str,
     /// In how many of a hundred batches, for those that choose.
     percent: u8,
-    /// Whether it is started from a clean image at the end, as an operator would do, or only stops misbehaving.
+    /// Whether it is started from a clean image at the end, as an operator would do, or with the disk that it has.
     pub cleaned: bool,
 }
 
@@ -345,10 +345,8 @@ impl fmt::Display for Fault {
             }
             Self::Byzantine(twin, double) => {
                 write!(f, "{twin} is Byzantine ({})", double.words())?;
-                if double.cleaned {
-                    f.write_str(", then started with an empty disk")?;
-                }
-                Ok(())
+                let disk = if double.cleaned { "an empty" } else { "its" };
+                write!(f, ", then started with {disk} disk")
             }
         }
     }

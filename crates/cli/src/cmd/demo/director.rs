@@ -316,8 +316,10 @@ impl<'d> Director<'d> {
     /// When the twin does not obey.
     pub async fn heal(&mut self) -> anyhow::Result<()> {
         if let Some(twin) = self.saboteur.take() {
-            self.stage.tell(twin, HONEST)?;
-            self.say(&format!("   {twin} is honest again"));
+            self.stage.start_again(twin)?;
+            self.say(&format!(
+                "   {twin} is started again, and honest: a twin that was not itself believes to have said what it has not"
+            ));
         }
         self.look().await;
         let Some(open) = &self.open_lie else {

@@ -200,6 +200,15 @@ impl Stage {
         control::tell(&self.cluster.layout, twin, double)
     }
 
+    /// Ends a twin and starts it with the disk that it has.
+    ///
+    /// # Errors
+    /// When the supervisor knows no such twin.
+    pub fn start_again(&self, twin: ReplicaId) -> anyhow::Result<()> {
+        let name = ProcessName::Replica(twin.host.0, twin.twin.0);
+        Ok(self.supervisor().restart(name)?)
+    }
+
     /// The processes of a host. The broker first: twins wait for it.
     pub fn of_host(&self, host: u8) -> impl Iterator<Item = ProcessName> + use<> {
         let twins = self.cluster.config.twin_count();
