@@ -23,7 +23,7 @@ const STATES_ONLY_US: u64 = 10_000_000;
 /// The way to the next checkpoint.
 #[derive(Clone, Debug, Default)]
 pub struct Bridge {
-    /// Where it ends, and since when it is under way.
+    /// Where it ends, and since when its batches are waited for.
     target: Option<(Slot, Digest, u64)>,
     /// The end of the last one: the next is asked for at once.
     crossed: Option<Slot>,
@@ -104,7 +104,8 @@ impl Replica {
             return true;
         }
         if self.commit.committed() >= slot && self.owns(slot, history) {
-            // The service has not come so far yet.
+            // The service has not come so far yet, and nobody's patience is at an end because of that.
+            self.transfer.bridge.target = Some((slot, history, self.now.mono_us));
             return false;
         }
         if self.owns(slot, history) {
