@@ -47,21 +47,38 @@ fn patient() -> Tuning {
     }
 }
 
+/// A host of which twin 1 loses its entries of this name, when the NEW-VIEW has come.
+fn backup(name: &'static str) -> Host {
+    let mut host = Host::new(2, 3, 2, &patient());
+    host.losing = vec![(1, name)];
+    let hosts = vec![(HostId(0), Digest::ZERO), (HostId(1), Digest::ZERO)];
+    let new_view = Statement::NewView {
+        view: VIEW,
+        slot: Slot(0),
+        history: Digest::ZERO,
+        hosts,
+    };
+    say(&mut host, 1, &new_view);
+    host.settle();
+    host
+}
+
 #[test]
 fn a_backup_enters_the_view() {
     for name in ["LEAVE", "NV-ACCEPT"] {
-        let mut host = Host::new(2, 3, 2, &patient());
-        host.losing = vec![(1, name)];
-        let hosts = vec![(HostId(0), Digest::ZERO), (HostId(1), Digest::ZERO)];
-        let new_view = Statement::NewView {
-            view: VIEW,
-            slot: Slot(0),
-            history: Digest::ZERO,
-            hosts,
-        };
-        say(&mut host, 1, &new_view);
-        host.settle();
-        enters_when_the_twin_is_itself_again(host, 1, name);
+        enters_when_the_twin_is_itself_again(backup(name), 1, name);
+    }
+}
+
+/// A log that has no room for long: what waits for room stays little.
+#[test]
+fn what_finds_no_room_is_said_more_and_more_rarely() {
+    for name in ["LEAVE", "NV-ACCEPT"] {
+        let mut host = backup(name);
+        host.pass(120 * SECOND_US);
+        let said = host.done(1).order.iter().filter(|of| **of == name).count();
+        // At once, after 0.6 s, and then after 0.5, 1, 2, … 60 s.
+        assert!((7..=10).contains(&said), "{name}: {said}");
     }
 }
 

@@ -64,6 +64,7 @@ impl Replica {
         if twin == self.config.twin() {
             // What it has posted meanwhile was not heard.
             self.adopt_log(out);
+            self.repeat_soon();
         }
     }
 

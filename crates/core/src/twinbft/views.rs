@@ -22,7 +22,7 @@ use crate::io::{Effect, Effects};
 use crate::mutants::{Rule, out as is_out};
 use crate::record::Record;
 
-/// NV-PROPOSEs that a leader posts for one view.
+/// NV-PROPOSEs that a leader posts for one view, unless its log shows none of them for long.
 const PROPOSALS_MAX: usize = 16;
 /// How often a WISH that takes one back is sent again.
 const WITHDRAWALS_MAX: u8 = 8;
@@ -63,6 +63,8 @@ impl Remote {
 pub struct Views {
     /// The highest LEAVE that this twin has posted, read back or not.
     left: View,
+    /// That entry, as this twin's write-ahead log has it.
+    leave: Option<Entry>,
     remotes: BTreeMap<HostId, Remote>,
     /// The highest level of another host.
     highest: View,
@@ -78,6 +80,8 @@ pub struct Views {
     pub(super) contained: Contained,
     /// When to send again, and how long to wait after that.
     repeat: Option<(u64, u64)>,
+    /// When to look again for what this twin has posted, and how long to wait after that.
+    again: (u64, u64),
     /// Counts the repetitions, to serve another twin each time.
     repeated: u8,
     /// How often a WISH that takes one back is sent again: nothing supersedes it.
@@ -115,9 +119,11 @@ impl Views {
         self.highest > view && self.remotes.values().any(left)
     }
 
-    /// What this twin has said in an earlier life (8).
-    pub fn recall(&mut self, left: View, accepted: View) {
+    /// What this twin has said in an earlier life (8): up to where it has left, the LEAVE that its write-ahead log has, and the
+    /// view for which it has posted NV-ACCEPT.
+    pub fn recall(&mut self, left: View, leave: Option<Entry>, accepted: View) {
         self.left = self.left.max(left);
+        self.leave = leave;
         self.accepted = self.accepted.max(accepted);
     }
 }
@@ -270,13 +276,14 @@ impl Replica {
         self.post_leave(view, out);
     }
 
-    fn post_leave(&self, view: View, out: &mut Effects) {
+    fn post_leave(&mut self, view: View, out: &mut Effects) {
         let new_view = self.new_view_in_hand().filter(|(of, ..)| *of >= view);
         let certificates = match new_view {
             Some((.., certificate)) => vec![certificate.clone()],
             None => self.wishes_for(view),
         };
         let entry = Entry::Leave { view, certificates };
+        self.views.leave = Some(entry.clone());
         out.push(Effect::Persist(Record::Promise(entry.clone())));
         out.post(entry);
     }
@@ -315,6 +322,9 @@ impl Replica {
     /// 6: while undecided the leader proposes a log for each new usable set of VIEW-CHANGEs, once it holds it. Its own
     /// host's is in all of them: no sibling can lack that one.
     fn poll_nv_propose(&mut self, view: View, out: &mut Effects) {
+        if self.log.view_change().is_none() {
+            return;
+        }
         let changes = self.view_changes(view);
         let quorum = self.config.shape.host_quorum();
         let Some((own, others)) = changes.split_first() else {

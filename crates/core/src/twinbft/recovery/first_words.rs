@@ -24,11 +24,14 @@ impl Replica {
             Entry::NvAccept { view, .. } => Some(*view),
             _ => None,
         });
-        let promised_left = promised(|entry| match entry {
-            Entry::Leave { view, .. } => Some(*view),
+        let leaves = recovery.promises.iter().filter_map(|entry| match entry {
+            Entry::Leave { view, .. } => Some((*view, entry)),
             _ => None,
         });
-        self.views.recall(left.max(promised_left), accepted);
+        let leave = leaves.max_by_key(|(view, _)| *view);
+        let promised_left = leave.map_or(View(0), |(view, _)| view);
+        let leave = leave.map(|(_, entry)| entry.clone());
+        self.views.recall(left.max(promised_left), leave, accepted);
         self.suspicion.recall(wished);
         self.suspect_anew(false);
         self.forwards.forget_posted();

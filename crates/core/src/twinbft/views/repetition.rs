@@ -12,10 +12,14 @@ use crate::io::Effects;
 const REPEAT_US: u64 = 20_000;
 /// … up to this.
 const REPEAT_US_MAX: u64 = 500_000;
+/// What the log does not show is posted again when the pause is as long, then after twice as long, up to this: a twin whose quota is
+/// full would fill its queue otherwise.
+const AGAIN_US_MAX: u64 = 60_000_000;
 
 impl Replica {
     pub(in crate::twinbft) fn repeat_soon(&mut self) {
         self.views.repeat = Some((self.now.mono_us + REPEAT_US, 2 * REPEAT_US));
+        self.views.again = (0, REPEAT_US_MAX);
     }
 
     pub(in crate::twinbft) fn views_deadline(&self) -> Option<u64> {
@@ -48,7 +52,10 @@ impl Replica {
             self.views.repeat = None;
             return;
         }
-        if every_us >= REPEAT_US_MAX {
+        let (again_at_us, again_us) = self.views.again;
+        if every_us >= REPEAT_US_MAX && again_at_us <= self.now.mono_us {
+            let next_us = (2 * again_us).min(AGAIN_US_MAX);
+            self.views.again = (self.now.mono_us + again_us, next_us);
             self.post_again(out);
         }
         self.views.repeat = Some((
@@ -96,29 +103,42 @@ impl Replica {
         statements
     }
 
-    /// Whether this twin has posted a SUSPECT or a LEAVE that its log does not show and that still counts.
+    /// Whether this twin speaks and is listened to.
+    fn is_heard(&self) -> bool {
+        !self.recovery.is_silent() && !self.log.is_quarantined(self.config.twin())
+    }
+
+    /// Whether this twin has posted a SUSPECT that its log does not show.
+    fn awaits_suspect(&self) -> bool {
+        self.suspicion.wished() != self.log.standing_of(self.config.twin()).1
+    }
+
+    /// Whether this twin has posted a LEAVE that its log does not show and that still counts.
+    fn awaits_leave(&self) -> bool {
+        let (left, _) = self.log.standing_of(self.config.twin());
+        self.views.left > left.max(self.log.current_view())
+    }
+
     fn awaits_own_word(&self) -> bool {
-        let (left, wished) = self.log.standing_of(self.config.twin());
-        let counts = !self.recovery.is_silent() && !self.log.is_quarantined(self.config.twin());
-        counts
-            && (self.suspicion.wished() != wished
-                || self.views.left > left.max(self.log.current_view()))
+        self.is_heard() && (self.awaits_suspect() || self.awaits_leave())
     }
 
     /// Posts again what a change of the view waits for and the log does not show after so long. The log loses nothing, so a
-    /// correct twin never comes here but when its host is slow; one that was not itself for a while and is again (9) would
-    /// keep its host out of the view for ever with what it believes to have said. All of it counts once however often it
-    /// is posted.
+    /// correct twin comes here only when its host is slow or has no room for it; one that was not itself for a while and is
+    /// again (9) would keep its host out of the view for ever with what it believes to have said. All of it counts once
+    /// however often it is posted.
     fn post_again(&mut self, out: &mut Effects) {
-        if self.awaits_own_word() {
-            let (left, wished) = self.log.standing_of(self.config.twin());
-            if self.suspicion.wished() != wished {
-                let view = self.suspicion.wished();
-                out.post(Entry::Suspect { view });
-            }
-            if self.views.left > left.max(self.log.current_view()) {
-                self.post_leave(self.views.left, out);
-            }
+        if !self.is_heard() {
+            return;
+        }
+        if self.awaits_suspect() {
+            let view = self.suspicion.wished();
+            out.post(Entry::Suspect { view });
+        }
+        if self.awaits_leave()
+            && let Some(leave) = self.views.leave.clone()
+        {
+            out.post(leave);
         }
         let Some(view) = self.log.entering() else {
             return;
