@@ -238,7 +238,7 @@ impl CoreLife {
             .context("starting the core's thread")?;
         let task = tokio::spawn(async move {
             match told.await.context("the core's thread is gone")?? {
-                Some(driver) => driver.run_as_task().await,
+                Some(driver) => Box::pin(driver.run_as_task()).await,
                 None => Ok(()),
             }
         });
