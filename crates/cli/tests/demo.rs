@@ -113,7 +113,7 @@ fn the_prompt_obeys_a_pipe_and_keeps_to_one_faulty_host() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let lines = "byzantine h0/1 wrong-result\nkill h2\nnonsense\nheal\nkill h0\nkill h2\nstatus\nheal\nbyzantine h1/0 wrong-result\nquit\n";
+    let lines = "byzantine h0/1 wrong-result\nkill h2\nnonsense\nheal\nkill h0\nkill h2\nstatus\nheal\nbyzantine h1/1 mute\nheal\nbyzantine h1/1 no-votes\nheal\nbyzantine h1/0 wrong-result\nquit\n";
     child
         .stdin
         .take()
@@ -132,6 +132,9 @@ fn the_prompt_obeys_a_pipe_and_keeps_to_one_faulty_host() {
         "down (killed)",
         "h0 is back",
         "h0 is down, and one faulty host is all",
+        "h1/t1 does mute",
+        "h1/t1 does no-votes",
+        "h1/t1 was started again, and is honest",
         "All is as it must be.",
     ] {
         assert!(shown.contains(part), "{part}:\n{shown}");

@@ -316,10 +316,7 @@ impl<'d> Director<'d> {
     /// When the twin does not obey.
     pub async fn heal(&mut self) -> anyhow::Result<()> {
         if let Some(twin) = self.saboteur.take() {
-            self.stage.start_again(twin)?;
-            self.say(&format!(
-                "   {twin} is started again, and honest: a twin that was not itself believes to have said what it has not"
-            ));
+            self.start_again(twin).await?;
         }
         self.look().await;
         let Some(open) = &self.open_lie else {
@@ -384,34 +381,58 @@ impl<'d> Director<'d> {
         Ok(())
     }
 
+    /// Kills a twin that was not itself and starts it with the disk that it has: it believes to have said what it has not
+    /// (docs/adr/0025-a-twin-that-was-not-itself.md).
+    async fn start_again(&mut self, twin: ReplicaId) -> anyhow::Result<()> {
+        // It may have ended by itself, and its supervisor starts it then.
+        drop(self.stage.kill_twin(twin));
+        let what = format!("the end of {twin}");
+        let is_gone = |scene: &Scene<'_>| scene.snapshot.executed(|id| id == twin).is_empty();
+        self.until(&what, Duration::ZERO, is_gone).await;
+        self.stage.start_twin(twin)?;
+        let came = self.caught_up(&twin.to_string(), |id| id == twin, 1).await;
+        self.say(&match came {
+            Some(_) => format!("   {twin} was started again, and is honest"),
+            None => format!("   {twin} was started again and has not caught up yet"),
+        });
+        Ok(())
+    }
+
     /// Starts a killed host again, and waits until its twins have caught up with what the others had executed by then.
     ///
     /// # Errors
     /// When it cannot be started.
     pub async fn revive(&mut self, host: u8) -> anyhow::Result<()> {
-        self.look().await;
-        let executed = |scene: &Snapshot, of: &dyn Fn(u8) -> bool| -> Vec<u64> {
-            let twins = scene.twins.iter().filter(|(id, _)| of(id.host.0));
-            twins
-                .filter_map(|(_, twin)| Some(twin.as_ref()?.executed))
-                .collect()
-        };
-        let goal = executed(&self.snapshot, &|other| other != host);
-        let goal = goal.into_iter().max().unwrap_or(0);
         self.stage.start_host(host)?;
         self.killed.remove(&host);
-        let what = format!("h{host} catching up");
-        let is_back = |scene: &Scene<'_>| {
-            let own = executed(scene.snapshot, &|other| other == host);
-            own.len() == usize::from(super::stage::TWINS) && own.iter().all(|at| *at >= goal)
-        };
-        let came = self.until(&what, Duration::ZERO, is_back).await;
-        self.say(&if came {
-            format!("   h{host} is back: its twins read their promises from the postbox, fetched the rest from the others, and have executed slot {goal} and all before it")
-        } else {
-            format!("   h{host} was started again and has not caught up yet")
+        let twins = usize::from(super::stage::TWINS);
+        let came = self
+            .caught_up(&format!("h{host}"), |id| id.host.0 == host, twins)
+            .await;
+        self.say(&match came {
+            Some(goal) => format!("   h{host} is back: its twins read their promises from the postbox, fetched the rest from the others, and have executed slot {goal} and all before it"),
+            None => format!("   h{host} was started again and has not caught up yet"),
         });
         Ok(())
+    }
+
+    /// Waits until so many twins are there and have executed what the others have by now; answers up to which slot.
+    async fn caught_up(
+        &mut self,
+        name: &str,
+        is_one: impl Fn(ReplicaId) -> bool,
+        count: usize,
+    ) -> Option<u64> {
+        self.look().await;
+        let others = self.snapshot.executed(|id| !is_one(id));
+        let goal = others.into_iter().max().unwrap_or(0);
+        let is_back = |scene: &Scene<'_>| {
+            let own = scene.snapshot.executed(&is_one);
+            own.len() == count && own.iter().all(|at| *at >= goal)
+        };
+        let what = format!("{name} catching up");
+        let came = self.until(&what, Duration::ZERO, is_back).await;
+        came.then_some(goal)
     }
 
     /// Stops the sessions, reads again what they wrote, checks what they saw.

@@ -200,13 +200,20 @@ impl Stage {
         control::tell(&self.cluster.layout, twin, double)
     }
 
-    /// Ends a twin and starts it with the disk that it has.
+    /// Kills a twin with SIGKILL; it stays down until [`Self::start_twin`].
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill_twin(&self, twin: ReplicaId) -> anyhow::Result<()> {
+        Ok(self.supervisor().kill(replica(twin), Signal::SIGKILL)?)
+    }
+
+    /// Starts a twin that was killed, with the disk that it has.
     ///
     /// # Errors
     /// When the supervisor knows no such twin.
-    pub fn start_again(&self, twin: ReplicaId) -> anyhow::Result<()> {
-        let name = ProcessName::Replica(twin.host.0, twin.twin.0);
-        Ok(self.supervisor().restart(name)?)
+    pub fn start_twin(&self, twin: ReplicaId) -> anyhow::Result<()> {
+        Ok(self.supervisor().restart(replica(twin))?)
     }
 
     /// The processes of a host. The broker first: twins wait for it.
@@ -277,6 +284,10 @@ impl Drop for Stage {
         // Before the directory goes under their feet.
         self.end();
     }
+}
+
+const fn replica(twin: ReplicaId) -> ProcessName {
+    ProcessName::Replica(twin.host.0, twin.twin.0)
 }
 
 /// The lying replica must be there, and must be one that can lie.

@@ -46,6 +46,13 @@ impl Snapshot {
             .filter_map(|(id, view)| Some((*id, view.as_ref()?)))
     }
 
+    /// What each of these twins has executed, as far as they answer.
+    pub fn executed(&self, is_one: impl Fn(ReplicaId) -> bool) -> Vec<u64> {
+        let ones = self.twins.iter().filter(|(id, _)| is_one(**id));
+        ones.filter_map(|(_, twin)| Some(twin.as_ref()?.executed))
+            .collect()
+    }
+
     /// What the twins of a host have certified, and what all but `liar` have sent.
     pub fn output(&self, host: u8, liar: Option<ReplicaId>) -> Output {
         let mut output = Output::default();
