@@ -230,11 +230,12 @@ impl Replica {
         }
     }
 
-    /// 3, durability rule: a PROPOSE is the leader's vote, and rests on the slot. Of several hosts each that accepts has the
-    /// slot, so the leader may write it when it is decided; with one host nobody else does, and the follower whose ENDORSE
-    /// decides it may be the twin that loses its disk.
+    /// 3, durability rule: a PROPOSE is the leader's vote, and rests on the slot. Where the others go on without this host they leave
+    /// the view when nobody has the slot any more, so the leader may write it when it is decided. With one host or two nobody
+    /// goes on, and the follower whose ENDORSE decides it may be the twin that loses its disk.
     fn write_proposal(&mut self, requests: &[RequestRef], before: Tip, out: &mut Effects) {
-        if self.config.shape.hosts() > 1 {
+        let shape = self.config.shape;
+        if shape.host_quorum() < usize::from(shape.hosts()) {
             return;
         }
         let proposed = self.leader.tip.expect("just set");
