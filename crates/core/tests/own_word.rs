@@ -4,9 +4,9 @@
 mod common;
 
 use common::Host;
-use twinbft_core::Tuning;
+use twinbft_core::{Record, Tuning};
 use twinbft_types::wire::PeerMessage;
-use twinbft_types::{Digest, HostId, Incarnation, ReplicaId, Slot, Statement, View};
+use twinbft_types::{Digest, Entry, HostId, Incarnation, ReplicaId, Slot, Statement, TwinId, View};
 
 const SECOND_US: u64 = 1_000_000;
 const VIEW: View = View(1);
@@ -47,18 +47,21 @@ fn patient() -> Tuning {
     }
 }
 
+/// Of host 1: the view begins with nothing.
+fn new_view() -> Statement {
+    Statement::NewView {
+        view: VIEW,
+        slot: Slot(0),
+        history: Digest::ZERO,
+        hosts: vec![(HostId(0), Digest::ZERO), (HostId(1), Digest::ZERO)],
+    }
+}
+
 /// A host of which twin 1 loses its entries of this name, when the NEW-VIEW has come.
 fn backup(name: &'static str) -> Host {
     let mut host = Host::new(2, 3, 2, &patient());
     host.losing = vec![(1, name)];
-    let hosts = vec![(HostId(0), Digest::ZERO), (HostId(1), Digest::ZERO)];
-    let new_view = Statement::NewView {
-        view: VIEW,
-        slot: Slot(0),
-        history: Digest::ZERO,
-        hosts,
-    };
-    say(&mut host, 1, &new_view);
+    say(&mut host, 1, &new_view());
     host.settle();
     host
 }
@@ -80,6 +83,42 @@ fn what_finds_no_room_is_said_more_and_more_rarely() {
         // At once, after 0.6 s, and then after 0.5, 1, 2, … 60 s.
         assert!((7..=10).contains(&said), "{name}: {said}");
     }
+}
+
+/// What it shows may be taken back meanwhile: a poorer LEAVE must not take the place of the first one in the write-ahead log.
+#[test]
+fn a_leave_is_written_ahead_once() {
+    let mut host = backup("LEAVE");
+    host.pass(120 * SECOND_US);
+    let is_leave = |record: &&Record| matches!(record, Record::Promise(Entry::Leave { .. }));
+    let written = host.done(1).records.iter().filter(is_leave).count();
+    assert_eq!(written, 1);
+}
+
+/// 9: nobody listens to it, so it would repeat itself for as long as its host is between two views.
+#[test]
+fn who_is_ignored_says_nothing_again() {
+    let mut host = Host::new(2, 3, 3, &patient());
+    host.byzantine = vec![0, 2];
+    for accuser in [0, 2] {
+        host.post_as(accuser, &Entry::Quarantine { twin: TwinId(1) });
+    }
+    host.settle();
+    assert!(host.twins[1].core.host_log().is_quarantined(TwinId(1)));
+    for twin in [0, 2] {
+        let leave = Entry::Leave {
+            view: VIEW,
+            certificates: Vec::new(),
+        };
+        host.post_as(twin, &leave);
+    }
+    let certificate = host.keys.certificate(1, &[0, 1, 2], new_view());
+    let message = PeerMessage::Certificate(certificate);
+    host.peer(1, ReplicaId::new(1, 1), message);
+    host.settle();
+    assert_eq!(host.twins[1].core.host_log().entering(), Some(VIEW));
+    host.pass(120 * SECOND_US);
+    assert_eq!(host.posted(1, "NV-ACCEPT"), 1);
 }
 
 #[test]

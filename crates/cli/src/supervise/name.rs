@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use twinbft_types::ReplicaId;
+
 /// A process of a cluster. Written `h0/broker` and `h0/t1` (also `h0/1`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProcessName {
@@ -33,6 +35,12 @@ impl ProcessName {
             Self::Broker(host) => format!("h{host}-broker"),
             Self::Replica(host, twin) => format!("h{host}t{twin}"),
         }
+    }
+}
+
+impl From<ReplicaId> for ProcessName {
+    fn from(twin: ReplicaId) -> Self {
+        Self::Replica(twin.host.0, twin.twin.0)
     }
 }
 

@@ -24,10 +24,6 @@ pub struct Mischief<'m> {
     pub network: &'m Network,
 }
 
-const fn name(twin: ReplicaId) -> ProcessName {
-    ProcessName::Replica(twin.host.0, twin.twin.0)
-}
-
 impl Mischief<'_> {
     fn signal(
         &self,
@@ -95,10 +91,12 @@ impl Mischief<'_> {
     async fn begin(&self, fault: Fault) -> anyhow::Result<()> {
         let (stage, network) = (self.stage, self.network);
         match fault {
-            Fault::KillTwin(twin) | Fault::Wipe(twin) => self.signal([name(twin)], Signal::SIGKILL),
+            Fault::KillTwin(twin) | Fault::Wipe(twin) => {
+                self.signal([twin.into()], Signal::SIGKILL)
+            }
             Fault::KillHost(host) => self.signal(stage.of_host(host), Signal::SIGKILL),
             Fault::KillBroker(host) => self.signal([ProcessName::Broker(host)], Signal::SIGKILL),
-            Fault::PauseTwin(twin) => self.signal([name(twin)], Signal::SIGSTOP),
+            Fault::PauseTwin(twin) => self.signal([twin.into()], Signal::SIGSTOP),
             Fault::PauseBroker(host) => self.signal([ProcessName::Broker(host)], Signal::SIGSTOP),
             Fault::PauseHost(host) => self.signal(stage.of_host(host), Signal::SIGSTOP),
             Fault::CutOff(host) => network.set(host, Way::Both, Weather::Cut),
@@ -116,11 +114,11 @@ impl Mischief<'_> {
 
     async fn end(&self, fault: Fault) -> anyhow::Result<()> {
         match fault {
-            Fault::KillTwin(twin) => self.restart([name(twin)]),
+            Fault::KillTwin(twin) => self.restart([twin.into()]),
             Fault::Wipe(twin) => self.start_clean(twin).await,
             Fault::KillHost(host) => self.restart(self.stage.of_host(host)),
             Fault::KillBroker(host) => self.restart([ProcessName::Broker(host)]),
-            Fault::PauseTwin(twin) => self.signal([name(twin)], Signal::SIGCONT),
+            Fault::PauseTwin(twin) => self.signal([twin.into()], Signal::SIGCONT),
             Fault::PauseBroker(host) => self.signal([ProcessName::Broker(host)], Signal::SIGCONT),
             Fault::PauseHost(host) => self.signal(self.stage.of_host(host), Signal::SIGCONT),
             Fault::CutOff(_)
@@ -132,11 +130,11 @@ impl Mischief<'_> {
             | Fault::Drop(..) => Ok(()),
             Fault::Byzantine(twin, double) if double.cleaned => {
                 // It may have ended by itself.
-                drop(self.signal([name(twin)], Signal::SIGKILL));
+                drop(self.signal([twin.into()], Signal::SIGKILL));
                 self.start_clean(twin).await
             }
             // Its honest core believes to have said what the double has kept to itself.
-            Fault::Byzantine(twin, _) => self.restart([name(twin)]),
+            Fault::Byzantine(twin, _) => self.restart([twin.into()]),
         }
     }
 
@@ -155,7 +153,7 @@ impl Mischief<'_> {
     /// Starts a twin that was killed, without anything that it had on its disk.
     async fn start_clean(&self, twin: ReplicaId) -> anyhow::Result<()> {
         let begun = Instant::now();
-        while self.stage.supervisor().pid(name(twin)).is_some() {
+        while self.stage.supervisor().pid(twin.into()).is_some() {
             if begun.elapsed() >= OBEYS_WITHIN {
                 bail!("{twin} does not end on SIGKILL");
             }
@@ -164,6 +162,6 @@ impl Mischief<'_> {
         let layout = &self.stage.cluster.layout;
         let data = layout.twin_data(twin.host.0, twin.twin.0);
         std::fs::remove_dir_all(&data).with_context(|| format!("wiping {}", data.display()))?;
-        self.restart([name(twin)])
+        self.restart([twin.into()])
     }
 }

@@ -82,7 +82,7 @@ impl Network {
         let (links, files) = Links::lay(cluster)?;
         let files = files
             .into_iter()
-            .map(|(id, file)| (ProcessName::Replica(id.host.0, id.twin.0), file));
+            .map(|(id, file)| (ProcessName::from(id), file));
         programs.replica_configurations = files.collect::<BTreeMap<ProcessName, PathBuf>>();
         Ok(Self::Proxy(links))
     }

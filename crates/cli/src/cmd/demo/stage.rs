@@ -205,7 +205,7 @@ impl Stage {
     /// # Errors
     /// When it does not run.
     pub fn kill_twin(&self, twin: ReplicaId) -> anyhow::Result<()> {
-        Ok(self.supervisor().kill(replica(twin), Signal::SIGKILL)?)
+        Ok(self.supervisor().kill(twin.into(), Signal::SIGKILL)?)
     }
 
     /// Starts a twin that was killed, with the disk that it has.
@@ -213,7 +213,7 @@ impl Stage {
     /// # Errors
     /// When the supervisor knows no such twin.
     pub fn start_twin(&self, twin: ReplicaId) -> anyhow::Result<()> {
-        Ok(self.supervisor().restart(replica(twin))?)
+        Ok(self.supervisor().restart(twin.into())?)
     }
 
     /// The processes of a host. The broker first: twins wait for it.
@@ -284,10 +284,6 @@ impl Drop for Stage {
         // Before the directory goes under their feet.
         self.end();
     }
-}
-
-const fn replica(twin: ReplicaId) -> ProcessName {
-    ProcessName::Replica(twin.host.0, twin.twin.0)
 }
 
 /// The lying replica must be there, and must be one that can lie.
