@@ -366,3 +366,39 @@ fn a_hello_of_an_impossible_view_is_invalid() {
         assert_eq!(host.twins[1].core.host_log().hellos().count(), 1);
     }
 }
+
+/// 6: a host that HELLO has brought back between two views has no VIEW-CHANGE of that one, and its leader proposes no log without it.
+#[test]
+fn a_leader_that_has_no_view_change_of_its_host_proposes_nothing() {
+    let view = View(4);
+    let leave = Entry::Leave {
+        view,
+        certificates: Vec::new(),
+    };
+    let mut host = waiting_with(1, 2, vec![Record::Promise(leave)]);
+    assert_eq!(host.shape.leader(view), ReplicaId::new(1, 1));
+    let state = HelloState {
+        leave: view,
+        last_normal: View(0),
+        accepted: Slot(0),
+        history: Digest::ZERO,
+        incarnations: vec![Incarnation(0); 3],
+    };
+    host.post_as(0, &Entry::Hello { state });
+    host.pass(10_000);
+    assert_eq!(host.twins[1].core.host_log().entering(), Some(view));
+    let change = Statement::ViewChange {
+        view,
+        last_normal: View(0),
+        accepted: Slot(0),
+        history: Digest::ZERO,
+        incarnations: vec![Incarnation(0); 3],
+    };
+    for id in [0, 2] {
+        let certificate = host.keys.certificate(id, &[0, 1], change.clone());
+        let message = PeerMessage::Certificate(certificate);
+        host.peer(1, ReplicaId::new(id, 1), message);
+    }
+    host.pass(10_000_000);
+    assert_eq!(host.posted(1, "NV-PROPOSE"), 0);
+}

@@ -119,6 +119,12 @@ fn who_is_ignored_says_nothing_again() {
     assert_eq!(host.twins[1].core.host_log().entering(), Some(VIEW));
     host.pass(120 * SECOND_US);
     assert_eq!(host.posted(1, "NV-ACCEPT"), 1);
+    // Listened to again it does not wait for as long as it has waited so far.
+    for accuser in [0, 2] {
+        host.post_as(accuser, &Entry::Readmit { twin: TwinId(1) });
+    }
+    host.pass(2 * SECOND_US);
+    assert_eq!(host.posted(1, "NV-ACCEPT"), 2);
 }
 
 #[test]

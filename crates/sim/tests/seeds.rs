@@ -41,13 +41,17 @@ fn no_invariant_breaks_again_in_seeds_that_failed_once() {
 /// 25301 when a twin that had started again kept slots far below `L` (9), 27278 when the state of a foreseen acceptance became
 /// durable (5), 55783 when a twin signed as ORDER what it had fetched, and its host had decided otherwise (3),
 /// 80219 when a twin that had started again had no slots left for a sibling without its disk (8), 293417 and 555296 when a
-/// CHECKPOINT that came too early for the host's log was not posted again (5).
+/// CHECKPOINT that came too early for the host's log was not posted again (5), 337936 when a log that had lost was put over what was
+/// executed (8), 533167 and 635199 when a twin without its disk looked for its host's word on a checkpoint before its last one (5), 318227 when a leader
+/// without its disk asked nobody what is committed (4.6), 2054140 and 2058544 when nobody was left to say a second word for a
+/// checkpoint (5).
 #[test]
 fn no_invariant_breaks_again_in_small_clusters_that_failed_once() {
     for seed in [
         1404, 5889, 13334, 25301, 25439, 27278, 55783, 80219, 201211, 293417, 555296, 629087,
         646547, 945354, 999589, 357026, 2002902, 2003950, 2014472, 2051639, 2005375, 2019068,
-        281912, 747872, 2027075, 2050183, 2014670, 2015321, 103002, 210326, 406512,
+        281912, 747872, 2027075, 2050183, 2014670, 2015321, 103002, 210326, 406512, 318227, 337936,
+        529862, 533167, 635199, 838413, 2054140, 2058544,
     ] {
         if let Err(violation) = run(Scenario::small(seed)) {
             panic!("small seed {seed}: {violation}");

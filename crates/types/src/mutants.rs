@@ -155,6 +155,20 @@ pub fn out(rule: Rule) -> bool {
     OUT.get() == Some(rule)
 }
 
+/// Whether all rules are in. What only guards against a mistake in another rule must not hide that one is out.
+#[cfg(not(feature = "mutants"))]
+#[must_use]
+pub const fn all_in() -> bool {
+    true
+}
+
+/// Whether all rules are in. What only guards against a mistake in another rule must not hide that one is out.
+#[cfg(feature = "mutants")]
+#[must_use]
+pub fn all_in() -> bool {
+    OUT.get().is_none()
+}
+
 /// Takes one rule out, on this thread; `None` puts it back. Answers which one was out before.
 #[cfg(feature = "mutants")]
 pub fn take_out(rule: Option<Rule>) -> Option<Rule> {

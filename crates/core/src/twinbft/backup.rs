@@ -231,6 +231,10 @@ impl Replica {
         if differs || self.recovery.contradicts_accept(view, slot, claimed) {
             return Err(PeerFault::HistoryMismatch { from });
         }
+        if self.contradicts_committed(slot, claimed) {
+            // It was right in its view, which is over.
+            return Ok(());
+        }
         let relayed = self.config.shape.leader(view) == from
             && self.relays(order.bodies.iter().map(|r| r.operation.len()).sum());
         let relay = relayed.then(|| Entry::RelayOrder {

@@ -51,6 +51,11 @@ impl Bridge {
         slot <= self.end
     }
 
+    /// Where the last one has ended, whatever of it is executed.
+    pub const fn end(&self) -> Slot {
+        self.end
+    }
+
     /// Whether the last one ended at this slot.
     pub fn ended_at(&self, slot: Slot) -> bool {
         self.crossed == Some(slot)
@@ -111,24 +116,7 @@ impl Replica {
         if self.owns(slot, history) {
             self.cross(slot, out);
         } else if let Some(slots) = self.chain_copy((slot, history)) {
-            let other = slots.iter().find(|(slot, data)| {
-                let known = self.slots.get(*slot);
-                known.is_some_and(|known| known.history != data.history)
-            });
-            if let Some((slot, _)) = other {
-                // 4.7: another log was executed tentatively in its place.
-                self.undo_above(Slot(slot.0 - 1), out);
-            }
-            for (slot, data) in slots {
-                match self.slots.get_mut(slot) {
-                    Some(known) if known.history == data.history => {
-                        for body in data.bodies.iter().flatten() {
-                            known.fill(body.digest(), body);
-                        }
-                    }
-                    _ => self.slots.insert(slot, data),
-                }
-            }
+            self.overlay(slots, out);
             self.rejoin_chain();
             self.cross(slot, out);
         } else if since_us + PATIENCE_US <= self.now.mono_us {

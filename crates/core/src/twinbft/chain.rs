@@ -70,6 +70,16 @@ impl Chain {
         self.fetches.clear();
     }
 
+    /// Nobody wants this log any more, and none that goes on from there.
+    pub fn give_up(&mut self, end: (Slot, Digest)) {
+        self.fetches.retain(|fetch| !fetch.contains(end));
+    }
+
+    /// Nobody wants the log that ends so for its own sake.
+    pub fn want_no_more(&mut self, end: (Slot, Digest)) {
+        self.fetches.retain(|fetch| fetch.target != end);
+    }
+
     /// This twin stands at a checkpoint: what is below is not fetched any more, nor a log that does not contain it.
     pub fn stand_at(&mut self, slot: Slot, history: Digest) {
         self.fetches.retain_mut(|fetch| {
@@ -105,6 +115,29 @@ impl Replica {
 
     pub(super) fn is_joined(&self, target: (Slot, Digest)) -> bool {
         self.joined(target).is_some()
+    }
+
+    /// Up to here this twin's own slots are known to be committed: what is executed, and what a way by batches has brought. No other
+    /// log is put over them.
+    pub(super) fn sure_end(&self) -> Slot {
+        let brought = self.transfer.bridge.end();
+        let held = self.execution.begun().max(brought);
+        self.commit.committed().min(held)
+    }
+
+    /// Whether another history is known to be committed there.
+    pub(super) fn contradicts_committed(&self, slot: Slot, history: Digest) -> bool {
+        slot <= self.sure_end() && self.history_of(slot).is_some_and(|own| own != history)
+    }
+
+    /// Whether what is fetched of this log shows that it is another one than what is committed.
+    pub(super) fn fetched_contradicts(&self, target: (Slot, Digest)) -> bool {
+        let mut fetches = self.chain.fetches.iter().filter(|f| f.contains(target));
+        fetches.any(|fetch| {
+            let mut fetched = fetch.fetched.range(..=target.0);
+            self.contradicts_committed(fetch.missing.0, fetch.missing.1)
+                || fetched.any(|(slot, (history, _))| self.contradicts_committed(*slot, *history))
+        })
     }
 
     /// The fetched slots of this log above that end of it, when all that this twin's own slots lack is here.
@@ -198,14 +231,15 @@ impl Replica {
     /// The log with which a view begins is the host's from now on: this twin's own slots are brought into line with it,
     /// as far as it holds it. The rest is fetched ([`super::catchup`]). Answers up to where what this twin had is in it.
     pub(super) fn adopt(&mut self, slot: Slot, history: Digest) -> Slot {
-        self.take_over_chain(slot, history);
+        let replaced = self.take_over_chain(slot, history);
         let committed = self.commit.committed();
+        let has_lost = self.fetched_contradicts((slot, history));
         let sure = if self.owns(slot, history) {
             // What is committed beyond, and this twin has fetched before it entered, extends it.
-            let sure = slot.max(committed);
-            self.slots.drop_from(sure.next());
-            sure
-        } else if self.is_joined((slot, history)) {
+            let end = slot.max(committed);
+            self.slots.drop_from(end.next());
+            replaced.map_or(end, |first| Slot(first.0 - 1))
+        } else if self.is_joined((slot, history)) && !has_lost {
             self.join_chain((slot, history))
         } else {
             // Only what is committed is sure to be in it.
@@ -259,6 +293,28 @@ impl Replica {
         Some(copied.collect())
     }
 
+    /// Puts fetched slots among this twin's own; what is known of the same log already is completed.
+    pub(super) fn overlay(&mut self, slots: Vec<(Slot, SlotData)>, out: &mut Effects) {
+        let other = slots.iter().find(|(slot, data)| {
+            let known = self.slots.get(*slot);
+            known.is_some_and(|known| known.history != data.history)
+        });
+        if let Some((slot, _)) = other {
+            // 4.7: another log was executed tentatively in its place.
+            self.undo_above(Slot(slot.0 - 1), out);
+        }
+        for (slot, data) in slots {
+            match self.slots.get_mut(slot) {
+                Some(known) if known.history == data.history => {
+                    for body in data.bodies.iter().flatten() {
+                        known.fill(body.digest(), body);
+                    }
+                }
+                _ => self.slots.insert(slot, data),
+            }
+        }
+    }
+
     fn fetched_data(&self, history: Digest, fetched: ChainSlot, is_persisted: bool) -> SlotData {
         let view = self.log.current_view();
         let primary = self.config.shape.primary(view);
@@ -282,12 +338,15 @@ impl Replica {
             return None;
         }
         let own = self.slots.get(slot).filter(|d| d.history == history);
-        if let Some(data) = own.filter(|data| data.is_complete()) {
-            let below = Slot(slot.0 - 1);
-            let previous = self.history_of(below);
+        let below = Slot(slot.0 - 1);
+        let previous = self.history_of(below).or_else(|| self.past.end_at(below));
+        if let Some(data) = own.filter(|data| data.is_complete())
+            // Below it may stand another log that is committed.
+            && let Some(previous) = previous.filter(|previous| data.extends(*previous, slot))
+        {
             return Some(ChainSlot {
                 slot,
-                previous: previous.or_else(|| self.past.end_at(below))?,
+                previous,
                 timestamp_us: data.timestamp_us,
                 bodies: data.bodies.iter().flatten().cloned().collect(),
             });

@@ -32,6 +32,8 @@ pub struct Checkpoints {
     /// Certificates, from `L` on, for those who lag.
     pub(super) proofs: Proofs,
     stable: Own,
+    /// Whether `Q` hosts are known to have certified that one.
+    is_exact: bool,
     /// Since when an own digest waits for `Q` hosts, or when they were last asked.
     waiting_since_us: Option<u64>,
     /// How often they were asked since the last stable checkpoint.
@@ -68,6 +70,7 @@ impl Checkpoints {
             history: parts.history,
             timestamp_us: parts.timestamp_us,
         };
+        self.is_exact = false;
         self.trim(slot);
         if self.own.is_empty() {
             self.waiting_since_us = None;
@@ -75,7 +78,8 @@ impl Checkpoints {
     }
 
     /// This checkpoint is stable, and held: it may not be said yet.
-    pub fn note_stable(&mut self, slot: Slot, digest: Digest) {
+    pub fn note_stable(&mut self, slot: Slot, digest: Digest, is_exact: bool) {
+        self.is_exact = is_exact;
         self.unsaid_stable = (slot > self.said).then_some((slot, digest));
     }
 
@@ -110,6 +114,11 @@ impl Checkpoints {
         self.stable.digest
     }
 
+    /// What `Q` hosts are known to have certified of the state at `L`.
+    pub fn judged_digest(&self) -> Option<Digest> {
+        self.is_exact.then_some(self.stable.digest)
+    }
+
     /// The timestamp of slot `L`.
     pub const fn stable_timestamp_us(&self) -> u64 {
         self.stable.timestamp_us
@@ -127,18 +136,37 @@ impl Checkpoints {
         }
     }
 
-    /// The checkpoints above `floor` that `quorum` hosts certified with one digest, the highest first.
-    fn agreed(&self, floor: Slot, quorum: usize) -> impl Iterator<Item = (Slot, Digest)> {
+    /// The checkpoints above `floor` that `quorum` hosts have reached, the highest first. Of its own host (`me`) a twin may know
+    /// the last word alone, from STATE (2): it has reached those before, too.
+    fn agreed(&self, floor: Slot, quorum: usize, me: HostId) -> impl Iterator<Item = Agreed> {
         let mut count: BTreeMap<(Slot, Digest), usize> = BTreeMap::new();
         for (slot, digest) in self.certified.values().flatten() {
             *count.entry((*slot, *digest)).or_default() += 1;
         }
-        count
-            .into_iter()
-            .rev()
-            .filter(move |((slot, _), n)| *slot > floor && *n >= quorum)
-            .map(|(key, _)| key)
+        let own = self.certified.get(&me);
+        let is_before = move |slot: &Slot| {
+            own.is_some_and(|own| !own.contains_key(slot) && own.range(slot..).next().is_some())
+        };
+        let agreed = move |((slot, digest), n): ((Slot, Digest), usize)| {
+            let is_exact = n >= quorum;
+            let has_reached = is_exact || n + usize::from(is_before(&slot)) >= quorum;
+            (slot > floor && has_reached).then_some(Agreed {
+                slot,
+                digest,
+                is_exact,
+            })
+        };
+        count.into_iter().rev().filter_map(agreed)
     }
+}
+
+/// A checkpoint that `Q` hosts have reached.
+#[derive(Clone, Copy, Debug)]
+struct Agreed {
+    slot: Slot,
+    digest: Digest,
+    /// Whether all of them are known to have certified this very digest.
+    is_exact: bool,
 }
 
 impl Replica {
@@ -246,17 +274,19 @@ impl Replica {
         }
     }
 
-    /// 5: `Q` hosts with equal `(n, digest)` make it stable; `L = n`.
+    /// 5: `Q` hosts with equal `(n, digest)` make it stable; `L = n`. This host counts, too, when it has certified a later one, because
+    /// it holds a state behind that; but nobody is named by less than `Q` equal ones.
     pub(super) fn poll_stable(&mut self, out: &mut Effects) {
-        let quorum = self.config.shape.host_quorum();
+        let own = &self.checkpoints.own;
         // Those that this twin has not reached come by executing, or by state transfer.
         let reached = self
-            .checkpoints
-            .agreed(self.stable, quorum)
-            .find_map(|(slot, digest)| Some((slot, digest, *self.checkpoints.own.get(&slot)?)));
-        let Some((slot, digest, own)) = reached else {
+            .agreed(self.stable)
+            .filter_map(|agreed| Some((agreed, *own.get(&agreed.slot)?)))
+            .find(|(agreed, own)| agreed.is_exact || agreed.digest == own.digest);
+        let Some((agreed, own)) = reached else {
             return;
         };
+        let Agreed { slot, digest, .. } = agreed;
         if own.digest != digest {
             out.push(Effect::Evidence(Event {
                 host: self.config.host(),
@@ -272,9 +302,9 @@ impl Replica {
         }
         self.keep_past_checkpoint();
         self.stable = slot;
-        self.judge_checkpoint(slot, digest, out);
+        self.judge_checkpoint(slot, agreed.is_exact.then_some(digest), out);
         self.checkpoints.repeats = 0;
-        self.checkpoints.note_stable(slot, digest);
+        self.checkpoints.note_stable(slot, digest, agreed.is_exact);
         self.checkpoints.stable = own;
         self.checkpoints.trim(slot);
         self.chain.stand_at(slot, own.history);
@@ -355,9 +385,8 @@ impl Replica {
         if self.checkpoints.highest() <= self.execution.executed() {
             return None;
         }
-        let quorum = self.config.shape.host_quorum();
-        let (slot, _) = self.checkpoints.agreed(self.stable, quorum).next()?;
-        (slot > self.execution.executed()).then_some(slot)
+        let agreed = self.agreed(self.stable).next()?;
+        (agreed.slot > self.execution.executed()).then_some(agreed.slot)
     }
 
     /// What this host's log has certified last is its word again.
@@ -381,10 +410,26 @@ impl Replica {
 
     /// Whether `Q` hosts agree on this checkpoint.
     pub(super) fn is_agreed(&self, slot: Slot, digest: Digest) -> bool {
+        let mut agreed = self.agreed(Slot(slot.0.saturating_sub(1)));
+        agreed.any(|found| (found.slot, found.digest) == (slot, digest))
+    }
+
+    /// Whether any host has certified it with this digest.
+    pub(super) fn is_said(&self, slot: Slot, digest: Digest) -> bool {
+        let mut of_hosts = self.checkpoints.certified.values();
+        of_hosts.any(|of_host| of_host.get(&slot) == Some(&digest))
+    }
+
+    /// Whether `Q` hosts are known to have certified it with this digest.
+    pub(super) fn is_certified(&self, slot: Slot, digest: Digest) -> bool {
+        let mut agreed = self.agreed(Slot(slot.0.saturating_sub(1)));
+        agreed.any(|found| found.is_exact && (found.slot, found.digest) == (slot, digest))
+    }
+
+    fn agreed(&self, floor: Slot) -> impl Iterator<Item = Agreed> {
         let quorum = self.config.shape.host_quorum();
-        let below = Slot(slot.0.saturating_sub(1));
-        let mut agreed = self.checkpoints.agreed(below, quorum);
-        agreed.any(|found| found == (slot, digest))
+        let me = self.config.host();
+        self.checkpoints.agreed(floor, quorum, me)
     }
 }
 
@@ -397,4 +442,33 @@ pub fn two_sides(said: &[(TwinId, Digest)], me: TwinId) -> Option<(Digest, Diges
         .1;
     let theirs = said.iter().find(|(_, digest)| *digest != ours)?.1;
     Some((ours, theirs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The checkpoints that two hosts have reached, of what these have certified: host, slot, and what the digest is made of.
+    fn agreed(certified: &[(u8, u64, u8)]) -> Vec<(u64, u8, bool)> {
+        let mut checkpoints = Checkpoints::default();
+        for (host, slot, digest) in certified {
+            let digest = Digest([*digest; 32]);
+            checkpoints.note(HostId(*host), Slot(*slot), digest, Slot(100));
+        }
+        let agreed = checkpoints.agreed(Slot(0), 2, HostId(1));
+        let parts = agreed.map(|a| (a.slot.0, a.digest.0[0], a.is_exact));
+        parts.collect()
+    }
+
+    #[test]
+    fn its_own_host_has_reached_what_is_before_its_last_word() {
+        assert_eq!(agreed(&[(0, 4, 1), (1, 4, 1)]), [(4, 1, true)]);
+        assert_eq!(agreed(&[(0, 4, 1), (1, 8, 2)]), [(4, 1, false)]);
+        assert_eq!(agreed(&[(0, 4, 1)]), []);
+        // What it says of that one itself counts, nobody reaches what nobody has certified, and others say it all themselves.
+        assert_eq!(agreed(&[(0, 4, 1), (1, 4, 3), (1, 8, 2)]), []);
+        assert_eq!(agreed(&[(0, 4, 1), (2, 8, 2)]), []);
+        let all = [(0, 4, 1), (1, 8, 2), (2, 8, 2)];
+        assert_eq!(agreed(&all), [(8, 2, true), (4, 1, false)]);
+    }
 }

@@ -410,7 +410,7 @@ impl Replica {
     }
 
     /// Who has accepted more than it knows to be committed asks the others for their ACKs: the answer to a fetch
-    /// carries them. The leader repeats its ORDERs instead.
+    /// carries them.
     pub(super) fn commit_timer(&mut self, out: &mut Effects) {
         self.ack_timer(out);
         let due = self
@@ -434,8 +434,9 @@ impl Replica {
         deadlines.into_iter().flatten().min()
     }
 
+    /// The leader repeats its ORDERs instead, as soon as it says anything.
     fn question_deadline(&self) -> Option<u64> {
-        if self.is_leader() {
+        if self.is_leader() && !self.recovery.is_silent() {
             return None;
         }
         let pause = self.pause_us(self.commit.repeats);

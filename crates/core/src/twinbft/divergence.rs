@@ -263,16 +263,25 @@ impl Replica {
             if open.len() > OPEN_CHECKPOINTS_MAX {
                 open.pop_first();
             }
-        } else if slot == self.stable {
-            self.name_culprits(slot, said, self.checkpoints.stable_digest(), out);
+        } else if slot == self.stable
+            && let Some(agreed) = self.checkpoints.judged_digest()
+        {
+            self.name_culprits(slot, said, agreed, out);
         }
     }
 
-    /// A checkpoint is stable: `Q` hosts have certified this digest.
-    pub(super) fn judge_checkpoint(&mut self, slot: Slot, agreed: Digest, out: &mut Effects) {
+    /// A checkpoint is stable, and `Q` hosts are known to have certified this digest, or nobody is named.
+    pub(super) fn judge_checkpoint(
+        &mut self,
+        slot: Slot,
+        agreed: Option<Digest>,
+        out: &mut Effects,
+    ) {
         let later = self.divergences.checkpoints.split_off(&slot.next());
         let mut upto = std::mem::replace(&mut self.divergences.checkpoints, later);
-        if let Some(said) = upto.remove(&slot) {
+        if let Some(said) = upto.remove(&slot)
+            && let Some(agreed) = agreed
+        {
             self.name_culprits(slot, &said, agreed, out);
         }
     }

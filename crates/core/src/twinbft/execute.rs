@@ -11,7 +11,7 @@ use twinbft_types::{
 use super::Replica;
 use crate::config;
 use crate::io::{Effect, Effects, Execute};
-use crate::mutants::{Rule, out as is_out};
+use crate::mutants::{Rule, all_in, out as is_out};
 use crate::record::Record;
 use crate::session::{Kept, SessionImage, SessionTable};
 
@@ -127,6 +127,12 @@ impl Replica {
         let Some(data) = self.slots.get(slot).filter(|data| data.is_complete()) else {
             return false;
         };
+        let previous = self.history_of(self.execution.begun);
+        if previous.is_none_or(|previous| !data.extends(previous, slot)) && all_in() {
+            // Slots of two logs, whoever put them here: a host's own is fetched (4.5), and nothing else is executed.
+            self.slots.drop_from(slot);
+            return false;
+        }
         let (timestamp_us, seed) = (data.timestamp_us, data.history);
         let mut plan = Vec::with_capacity(data.requests.len());
         let mut requests: Vec<Request> = Vec::with_capacity(data.requests.len());
@@ -247,8 +253,7 @@ impl Replica {
     /// 4.7: the host's log has changed, and only up to `sure` is what this twin has executed known to be in it. When it
     /// has executed more, it goes back to its last checkpoint, which is of a committed slot, and executes again.
     pub(super) fn undo_above(&mut self, sure: Slot, out: &mut Effects) {
-        // A state that is being taken over replaces everything.
-        if self.execution.begun <= sure || self.transfer.is_activating() || is_out(Rule::Undo) {
+        if self.execution.begun <= sure || is_out(Rule::Undo) {
             return;
         }
         assert!(self.is_tentative(), "nothing committed is ever undone");
@@ -265,7 +270,10 @@ impl Replica {
         self.execution.checkpoint = None;
         self.execution.undone += 1;
         self.replies_undone(slot);
-        out.push(Effect::Rollback { slot });
+        // A state that is being taken over replaces what the service has.
+        if !self.transfer.is_activating() {
+            out.push(Effect::Rollback { slot });
+        }
     }
 
     /// 4.8: a tentative reply names the view in which this host has accepted the slot. With Q ≤ 2 a backup knows that
@@ -310,3 +318,7 @@ impl Replica {
         ResultMac { digest, mac }
     }
 }
+
+#[cfg(test)]
+#[path = "execute_tests.rs"]
+mod tests;

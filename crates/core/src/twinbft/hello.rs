@@ -267,7 +267,7 @@ impl Replica {
     pub(super) fn take_over_claim(&mut self) {
         if self.recovery.remembers() {
             let claim = self.claim();
-            self.take_over_chain(claim.accepted, claim.history);
+            let _nothing_replaced = self.take_over_chain(claim.accepted, claim.history);
         }
     }
 
@@ -315,7 +315,7 @@ impl Replica {
         if !self.hold(slot, history, out) {
             return;
         }
-        if !self.owns(slot, history) {
+        if !self.owns(slot, history) && !self.fetched_contradicts((slot, history)) {
             self.join_chain((slot, history));
         }
         let promise = Entry::Accept {

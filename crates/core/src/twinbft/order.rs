@@ -30,9 +30,11 @@ impl Replica {
             .voting
             .take(slot)
             .expect("every candidate has a private side");
-        if slot <= self.execution.begun() && self.history_of(slot) != Some(candidate.history) {
-            // The others have committed another log meanwhile, and this twin, which is ahead of its host, has executed that: what
-            // it has executed is not overwritten, and what its host says of a view that is over concerns nobody.
+        let is_other = self.history_of(slot) != Some(candidate.history);
+        let is_executed = slot <= self.execution.begun() && is_other;
+        if is_executed || self.contradicts_committed(slot, candidate.history) {
+            // The others have committed another log meanwhile, and this twin, which is ahead of its host, goes by that: it is not
+            // overwritten, and what its host says of a view that is over concerns nobody.
             return;
         }
         let endorsed = private.is_endorsed();

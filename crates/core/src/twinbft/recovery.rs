@@ -443,7 +443,7 @@ impl Replica {
         self.recall_checkpoint();
         self.backup.leave_view();
         self.backup.set_tip(self.held_end(accepted));
-        self.take_over_chain(accepted, accepted_history);
+        let _undone_already = self.take_over_chain(accepted, accepted_history);
         self.leader_voided(accepted.next());
         self.leader_adopts();
         let mut slot = accepted.next();
@@ -554,7 +554,7 @@ impl Replica {
                 self.raise_tip();
             }
         }
-        let lacks = self.first_missing().is_some();
+        let lacks = self.first_missing().is_some() && !self.has_lost();
         if self.recovery.phase == Phase::CatchingUp && !lacks {
             self.recovery.phase = Phase::Running;
             self.raise_tip();

@@ -1,6 +1,7 @@
 //! A replica that is behind the others' checkpoints fetches the state of one (protocol.md 5): chunk by chunk, from
-//! several twins of several hosts at once, each chunk verified on its own against the digest that `Q` hosts certified. It
-//! takes no more in a second than it may, because what it writes may cost the others more than what they send.
+//! several twins of several hosts at once, each chunk verified on its own against the digest that `Q` hosts certified, or
+//! one after a while (docs/adr/0026-without-its-disk.md). It takes no more in a second than it may, because what it writes
+//! may cost the others more than what they send.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use twinbft_types::wire::{
     CheckpointOffer, CheckpointParts, ChunkMessage, ChunkName, PeerMessage, StatePart,
 };
-use twinbft_types::{Entry, ReplicaId, Slot, Statement};
+use twinbft_types::{Digest, Entry, ReplicaId, Slot, Statement};
 
 use super::Replica;
 use super::bridge::Bridge;
@@ -26,6 +27,10 @@ const PATIENCE_FETCHES: u64 = 10;
 const ASK_EVERY_US: u64 = 500_000;
 /// A chunk that does not come is asked of another twin after so long: a server may have a queue.
 const CHUNK_PATIENCE_US: u64 = 1_000_000;
+/// Who makes no progress for so long takes one host's word for a checkpoint.
+const LONE_WORD_US: u64 = 2_000_000;
+/// And not the same one again for so long, should nobody have that state.
+const LONE_AGAIN_US: u64 = 10_000_000;
 /// Chunks under way from one server.
 const OF_A_SERVER_MAX: usize = 4;
 /// Chunks under way, those that the service is writing included.
@@ -42,11 +47,20 @@ pub struct Transfer {
     fetching: Option<Fetching>,
     /// The way to the next checkpoint by batches.
     pub(super) bridge: Bridge,
-    /// The highest checkpoint whose state was offered, and when the first one was: a way by batches is better, and may
-    /// be offered a little later.
-    candidate: Option<(CheckpointOffer, u64)>,
+    candidate: Option<Candidate>,
+    /// The last checkpoint that was fetched on one host's word, and when that began.
+    lone: Option<(Slot, u64)>,
     /// Checkpoints that this twin took over since it started.
     done: u64,
+}
+
+/// The highest checkpoint whose state was offered. What `Q` hosts agree on is better than one host's word.
+#[derive(Clone, Debug)]
+struct Candidate {
+    offer: CheckpointOffer,
+    is_agreed: bool,
+    /// When the first one was offered: a way by batches is better, and may be offered a little later.
+    since_us: u64,
 }
 
 /// A chunk that was asked for.
@@ -170,8 +184,11 @@ impl Replica {
             self.transfer.candidate = None;
         } else if self.candidate_at().is_some_and(|at| at <= self.now.mono_us) {
             let candidate = self.transfer.candidate.take();
-            if let Some((offer, _)) = candidate.filter(|(offer, _)| offer.slot > begun) {
-                self.begin_fetch(&offer, out);
+            if let Some(candidate) = candidate.filter(|c| c.offer.slot > begun) {
+                if !candidate.is_agreed {
+                    self.transfer.lone = Some((candidate.offer.slot, self.now.mono_us));
+                }
+                self.begin_fetch(&candidate.offer, out);
             }
         } else if self
             .ask_checkpoint_at()
@@ -185,8 +202,7 @@ impl Replica {
     }
 
     fn candidate_at(&self) -> Option<u64> {
-        let (_, since_us) = self.transfer.candidate.as_ref()?;
-        let at = since_us + self.config.tuning.fetch_after_us;
+        let at = self.transfer.candidate.as_ref()?.since_us + self.config.tuning.fetch_after_us;
         Some(at.max(self.transfer.bridge.state_not_before_us()))
     }
 
@@ -227,7 +243,7 @@ impl Replica {
         }
     }
 
-    /// Somebody offers a checkpoint. It counts when `Q` hosts have certified its digest.
+    /// Somebody offers a checkpoint. It counts when `Q` hosts have certified its digest, or one when nothing else helps.
     pub(super) fn handle_offer(
         &mut self,
         from: ReplicaId,
@@ -254,20 +270,38 @@ impl Replica {
         if self.transfer.is_fetching() || !self.lacks_next() {
             return Ok(());
         }
-        let agreed = self.is_agreed(offer.slot, digest) || is_out(Rule::CheckpointAgreed);
-        if offer.slot <= self.execution.begun() || !agreed {
+        let is_agreed = self.is_agreed(offer.slot, digest) || is_out(Rule::CheckpointAgreed);
+        let is_of_use = is_agreed || self.is_enough(offer.slot, digest);
+        if offer.slot <= self.execution.begun() || !is_of_use {
             return Ok(());
         }
-        if self.begin_bridge(offer) || self.transfer.bridge.is_under_way() {
+        // Behind a bridge its own digest would wait for `Q` hosts again.
+        if (is_agreed && self.begin_bridge(offer)) || self.transfer.bridge.is_under_way() {
             return Ok(());
         }
-        let now_us = self.now.mono_us;
-        match &mut self.transfer.candidate {
-            Some((known, _)) if known.slot >= offer.slot => {}
-            Some((known, _)) => *known = offer.clone(),
-            None => self.transfer.candidate = Some((offer.clone(), now_us)),
+        let known = self.transfer.candidate.as_ref();
+        if known.is_none_or(|c| (c.is_agreed, c.offer.slot) < (is_agreed, offer.slot)) {
+            let since_us = known.map_or(self.now.mono_us, |candidate| candidate.since_us);
+            self.transfer.candidate = Some(Candidate {
+                offer: offer.clone(),
+                is_agreed,
+                since_us,
+            });
         }
         Ok(())
+    }
+
+    /// The words that make up a quorum may be gone, one with the log of a host and one with another host: whoever has waited for
+    /// long takes one host's for it. It is as true: no host certifies a checkpoint before the slot is committed (5). When nobody
+    /// has that state, it is not tried again for a while.
+    fn is_enough(&self, slot: Slot, digest: Digest) -> bool {
+        let now_us = self.now.mono_us;
+        let begun = self.execution.begun();
+        let stuck = self.transfer.stuck.filter(|(slot, _)| *slot == begun);
+        let tried = self.transfer.lone.filter(|(tried, _)| *tried == slot);
+        stuck.is_some_and(|(_, since_us)| since_us + LONE_WORD_US <= now_us)
+            && tried.is_none_or(|(_, at_us)| at_us + LONE_AGAIN_US <= now_us)
+            && self.is_said(slot, digest)
     }
 
     fn begin_fetch(&mut self, offer: &CheckpointOffer, out: &mut Effects) {
@@ -459,13 +493,14 @@ impl Replica {
             timestamp_us: parts.timestamp_us,
             sessions: fetching.sessions.image(),
         };
+        let digest = parts.digest();
+        let is_exact = self.is_certified(slot, digest);
         self.stand_at(&checkpoint, parts.service)
             .expect("every session was verified");
         self.transfer.done += 1;
         self.transfer.stuck = None;
-        let digest = parts.digest();
         out.push(Effect::Persist(Record::Stable { slot, digest }));
-        self.checkpoints.note_stable(slot, digest);
+        self.checkpoints.note_stable(slot, digest, is_exact);
         self.keep_checkpoint(slot, parts, checkpoint.sessions, out);
         self.rejoin_chain();
         self.rebuild_in_log(self.log.accepted().0);
@@ -517,6 +552,15 @@ impl Replica {
 
     /// The host has taken a committed slot over. What this twin accepted beyond it was too early to count.
     pub(super) fn handle_jumped(&mut self, slot: Slot, out: &mut Effects) {
+        self.leave_gap();
+        let (accepted, history) = self.log.accepted();
+        // After a restart it may be in the write-ahead log, and the log before still in its place.
+        if let Some(first) = self.take_over_chain(accepted, history) {
+            self.undo_above(Slot(first.0 - 1), out);
+            self.slots.drop_from(accepted.next());
+            self.backup.set_tip(self.held_end(accepted));
+            self.rebuild_in_log(accepted);
+        }
         let tip = self.backup.tip();
         if let Some(view) = self.log.live_view().filter(|_| !self.log.is_primary()) {
             if tip > slot

@@ -144,12 +144,14 @@ impl Replica {
         let Some((slot, history)) = self.vouching.certified else {
             return;
         };
-        let accepted = self.log.accepted().0;
+        let (accepted, end) = self.log.accepted();
         if slot <= self.commit.committed() {
             self.vouching.certified = None;
         } else if slot <= accepted {
-            // What this host has accepted instead is of an older view: it gets the higher NEW-VIEW.
-            if self.owns(slot, history) {
+            // What this host has accepted instead is of an older view: it gets the higher NEW-VIEW. A primary does not jump, so what a
+            // twin of it has of the log is its host's; when it starts again it may not have all of it yet.
+            let is_same = self.log.is_primary() && (accepted, end) == (slot, history);
+            if is_same || self.owns(slot, history) {
                 self.commit.stand_at(slot);
                 self.vouching.certified = None;
             }

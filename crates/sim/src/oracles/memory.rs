@@ -4,16 +4,19 @@ use twinbft_core::{Replica, Tuning};
 
 use super::{Violation, violation};
 
-/// Looks at what one correct replica keeps.
+/// Looks at what one correct replica keeps that has crashed so often.
 pub fn check_footprint(
     replica: &Replica,
     tuning: &Tuning,
     unanimous: bool,
+    crashes: u32,
 ) -> Result<(), Violation> {
     // From one interval below L to the high mark of a sibling, whose L may be a checkpoint ahead, and two intervals that a start
-    // has taken from its write-ahead log and hands over a few slots a step. With m > q a twin that lacks a body falls
-    // behind its siblings until state transfer ends that: a loose bound.
-    let intervals = if unanimous { 6 } else { 18 };
+    // has taken from its write-ahead log and hands over a few slots a step: it stands at its own checkpoint, at most so far
+    // above the last one that it knows to be stable, and may crash again before it hears of another. With m > q a twin that lacks
+    // a body falls behind its siblings until state transfer ends that: a loose bound.
+    let starts = u64::from(crashes.max(1));
+    let intervals = if unanimous { 4 + 2 * starts } else { 18 };
     let slots = usize::try_from(intervals * tuning.checkpoint_slots + 1).unwrap_or(usize::MAX);
     // The least of the bounds below: hardly ever exceeded, and then the names are looked at.
     let least = slots

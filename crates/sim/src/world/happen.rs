@@ -218,6 +218,7 @@ impl World {
                 &self.twins[index].core,
                 &self.scenario.tuning,
                 self.scenario.shape.unanimous(),
+                self.twins[index].life,
             )?;
             let twin = &mut self.twins[index];
             twin.busy.check(&twin.core, was_timer, now_us)?;

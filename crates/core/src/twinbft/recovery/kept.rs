@@ -84,30 +84,48 @@ impl Replica {
         }
     }
 
-    /// Takes the slots up to this one over from the write-ahead log, as far down as they are there and needed.
-    pub(in crate::twinbft) fn take_over_chain(&mut self, slot: Slot, history: Digest) {
+    /// Takes the slots up to this one over from the write-ahead log, as far down as they are there and needed. Answers where they
+    /// begin to take the place of others: of another log, which may be executed tentatively.
+    pub(in crate::twinbft) fn take_over_chain(
+        &mut self,
+        slot: Slot,
+        history: Digest,
+    ) -> Option<Slot> {
         if self.recovery.slots.is_empty() {
-            return;
+            return None;
         }
         let (mut slot, mut history) = (slot, history);
-        while slot > self.execution.begun()
+        let sure = self.sure_end();
+        let mut taken = Vec::new();
+        while slot > sure
             && self
                 .slots
                 .get(slot)
                 .is_none_or(|data| data.history != history)
         {
+            // What is below is fetched.
             let Some(kept) = self.recovery.slots.get(&(slot, history)) else {
-                return;
+                break;
             };
-            let previous = kept.previous;
-            let data = self.slot_data(slot, history, kept);
+            taken.push((slot, self.slot_data(slot, history, kept)));
+            history = kept.previous;
+            slot = Slot(slot.0 - 1);
+        }
+        if self.history_of(slot).is_some_and(|own| own != history) {
+            // Another log is here: it is committed, and the host's has lost, or it gives way to the whole of that, which is fetched.
+            return None;
+        }
+        let mut replaced = None;
+        for (slot, data) in taken {
+            if self.slots.history(slot).is_some_and(|h| h != data.history) {
+                replaced = Some(slot);
+            }
             for request in &data.requests {
                 self.voting.note_proposed(request.client, request.seq, slot);
             }
             self.slots.insert(slot, data);
-            slot = Slot(slot.0 - 1);
-            history = previous;
         }
+        replaced
     }
 
     fn slot_data(&self, slot: Slot, history: Digest, kept: &KeptSlot) -> SlotData {
