@@ -3,11 +3,11 @@
 mod common;
 
 use common::Host;
-use twinbft_core::{CoreConfig, Input, PeerFault, Record, Recovered, Replica, Tuning};
+use twinbft_core::{Input, PeerFault, Record, Recovered, Tuning};
 use twinbft_types::wire::{ChainSlot, OrderMessage, PeerMessage};
 use twinbft_types::{
-    Digest, Entry, Epoch, HelloState, HostId, Incarnation, Position, ProcessId, ReplicaId, Slot,
-    Statement, TwinId, View, from_canonical,
+    Digest, Entry, Epoch, HelloState, HostId, Incarnation, Position, ReplicaId, Slot, Statement,
+    TwinId, View, from_canonical,
 };
 
 /// Twin 1 of this host remembers that it has taken part and nothing else; the test plays its sibling.
@@ -24,17 +24,6 @@ fn waiting_of(id: u8, twins: u8) -> Host {
 fn waiting_with(id: u8, twins: u8, records: Vec<Record>) -> Host {
     let tuning = Tuning::default();
     let mut host = Host::new(id, 3, twins, &tuning);
-    host.byzantine = (0..twins).filter(|twin| *twin != 1).collect();
-    let me = ReplicaId::new(id, 1);
-    let config = CoreConfig {
-        shape: host.shape,
-        me,
-        keys: host.keys.ring(ProcessId::Twin(me)),
-        epoch: Epoch(2),
-        config_digest: Digest::ZERO,
-        quarantines: false,
-        tuning,
-    };
     let recovered = Recovered {
         records: std::iter::once(Record::Joined { epoch: Epoch(1) })
             .chain(records)
@@ -42,7 +31,7 @@ fn waiting_with(id: u8, twins: u8, records: Vec<Record>) -> Host {
         is_new_epoch: true,
         ..Recovered::default()
     };
-    host.twins[1].core = Replica::recover(config, recovered).unwrap();
+    host.start_again(1, 2, recovered);
     host
 }
 

@@ -3,11 +3,11 @@
 mod common;
 
 use common::{BEGINNING_US, Host};
-use twinbft_core::{CoreConfig, Record, Recovered, Replica, Tuning};
+use twinbft_core::{Record, Recovered, Tuning};
 use twinbft_types::wire::PeerMessage;
 use twinbft_types::{
-    Attempt, Certificate, Digest, Entry, Epoch, HostId, Position, ProcessId, ReplicaId, Request,
-    RequestRef, Slot, Statement, View, batch_digest, history,
+    Attempt, Certificate, Digest, Entry, Epoch, HostId, Position, ReplicaId, Request, RequestRef,
+    Slot, Statement, View, batch_digest, history,
 };
 
 /// A view of host 0 whose leader is twin 2.
@@ -18,7 +18,6 @@ const VIEW: View = View(6);
 fn started(promises: &[Entry]) -> (Host, Digest) {
     let tuning = Tuning::default();
     let mut host = Host::new(0, 3, 3, &tuning);
-    host.byzantine = vec![0, 2];
     let bodies = vec![host.keys.request(0, 1, &[0, 1]).request];
     let requests: Vec<RequestRef> = bodies.iter().map(Request::reference).collect();
     let timestamp_us = BEGINNING_US + 1;
@@ -52,22 +51,12 @@ fn started(promises: &[Entry]) -> (Host, Digest) {
             },
         ),
     ];
-    let me = ReplicaId::new(0, 1);
-    let config = CoreConfig {
-        shape: host.shape,
-        me,
-        keys: host.keys.ring(ProcessId::Twin(me)),
-        epoch: Epoch(1),
-        config_digest: Digest::ZERO,
-        quarantines: false,
-        tuning,
-    };
     let recovered = Recovered {
         records,
         log_end: Position(entries.len() as u64),
         ..Recovered::default()
     };
-    host.twins[1].core = Replica::recover(config, recovered).unwrap();
+    host.start_again(1, 1, recovered);
     for (twin, entry) in &entries {
         host.post_as(*twin, entry);
     }

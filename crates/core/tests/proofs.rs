@@ -6,9 +6,7 @@ mod common;
 use std::sync::Arc;
 
 use common::Host;
-use twinbft_core::{
-    Checkpoint, CoreConfig, PeerFault, Record, Recovered, Replica, SessionImage, Tuning,
-};
+use twinbft_core::{Checkpoint, PeerFault, Record, Recovered, SessionImage, Tuning};
 use twinbft_types::wire::{CheckpointOffer, PeerMessage};
 use twinbft_types::{
     Certificate, Digest, Entry, Epoch, HelloState, HostId, Incarnation, ProcessId, ReplicaId, Slot,
@@ -23,17 +21,6 @@ const HISTORY: Digest = Digest([4; 32]);
 fn started(records: Vec<Record>) -> (Host, Vec<PeerFault>) {
     let tuning = Tuning::default();
     let mut host = Host::new(1, 3, 2, &tuning);
-    host.byzantine = vec![0];
-    let me = ReplicaId::new(1, 1);
-    let config = CoreConfig {
-        shape: host.shape,
-        me,
-        keys: host.keys.ring(ProcessId::Twin(me)),
-        epoch: Epoch(2),
-        config_digest: Digest::ZERO,
-        quarantines: false,
-        tuning,
-    };
     let checkpoint = Checkpoint {
         slot: SLOT,
         history: HISTORY,
@@ -48,7 +35,7 @@ fn started(records: Vec<Record>) -> (Host, Vec<PeerFault>) {
         is_new_epoch: true,
         ..Recovered::default()
     };
-    host.twins[1].core = Replica::recover(config, recovered).unwrap();
+    host.start_again(1, 2, recovered);
     let faults = host.twins[1].core.take_start_faults();
     let state = HelloState {
         leave: View(0),

@@ -4,11 +4,11 @@
 mod common;
 
 use common::{BEGINNING_US, Host};
-use twinbft_core::{CoreConfig, Record, Recovered, Replica, Tuning};
+use twinbft_core::{Record, Recovered, Tuning};
 use twinbft_types::wire::{ChainSlot, PeerMessage};
 use twinbft_types::{
-    Digest, Entry, Epoch, HelloState, Incarnation, Position, ProcessId, ReplicaId, Request,
-    RequestRef, Slot, View, batch_digest, history,
+    Digest, Entry, HelloState, Incarnation, Position, ReplicaId, Request, RequestRef, Slot, View,
+    batch_digest, history,
 };
 
 /// A slot of the log, and its history.
@@ -30,18 +30,7 @@ fn slot(host: &Host, n: u64, previous: Digest) -> (ChainSlot, Digest) {
 fn started(epoch: u64, recovered: Recovered) -> Host {
     let tuning = Tuning::default();
     let mut host = Host::new(1, 3, 2, &tuning);
-    host.byzantine = vec![0];
-    let me = ReplicaId::new(1, 1);
-    let config = CoreConfig {
-        shape: host.shape,
-        me,
-        keys: host.keys.ring(ProcessId::Twin(me)),
-        epoch: Epoch(epoch),
-        config_digest: Digest::ZERO,
-        quarantines: false,
-        tuning,
-    };
-    host.twins[1].core = Replica::recover(config, recovered).unwrap();
+    host.start_again(1, epoch, recovered);
     host
 }
 

@@ -5,13 +5,11 @@
 mod common;
 
 use common::{BEGINNING_US, Host};
-use twinbft_core::{
-    Checkpoint, CoreConfig, Input, Record, Recovered, Replica, SessionImage, Tuning,
-};
+use twinbft_core::{Checkpoint, Input, Record, Recovered, SessionImage, Tuning};
 use twinbft_types::wire::{ChainSlot, CheckpointOffer, CheckpointParts, PeerMessage};
 use twinbft_types::{
-    Attempt, Digest, Entry, Epoch, HostId, Position, ProcessId, ReplicaId, Request, RequestRef,
-    Slot, Statement, View, batch_digest, history,
+    Attempt, Digest, Entry, Epoch, HostId, Position, ReplicaId, Request, RequestRef, Slot,
+    Statement, View, batch_digest, history,
 };
 
 const CHECKPOINT: Slot = Slot(2);
@@ -104,17 +102,7 @@ fn started_with(
         ..Tuning::default()
     };
     let mut host = Host::new(me.host.0, hosts, twins, &tuning);
-    host.byzantine = (0..twins).filter(|twin| *twin != me.twin.0).collect();
-    let config = CoreConfig {
-        shape: host.shape,
-        me,
-        keys: host.keys.ring(ProcessId::Twin(me)),
-        epoch: Epoch(1),
-        config_digest: Digest::ZERO,
-        quarantines: false,
-        tuning,
-    };
-    host.twins[usize::from(me.twin.0)].core = Replica::recover(config, recovered).unwrap();
+    host.start_again(me.twin.0, 1, recovered);
     host
 }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use twinbft_core::{
-    CoreConfig, Effect, Effects, Event, Execute, Input, PeerFault, Record, Replica, Tick, Tuning,
+    CoreConfig, Effect, Effects, Event, Execute, Input, PeerFault, Record, Recovered, Replica,
+    Tick, Tuning,
 };
 use twinbft_types::wire::{OrderMessage, PeerMessage, Reply};
 use twinbft_types::{
@@ -166,6 +167,7 @@ pub struct Host {
     pub id: u8,
     pub keys: Keys,
     pub shape: Shape,
+    pub tuning: Tuning,
     pub twins: Vec<Twin>,
     pub log: Vec<(TwinId, Bytes)>,
     pub now_us: u64,
@@ -210,6 +212,7 @@ impl Host {
             id,
             keys,
             shape,
+            tuning: tuning.clone(),
             twins,
             log: Vec::new(),
             now_us: 1,
@@ -218,6 +221,23 @@ impl Host {
             held: Vec::new(),
             losing: Vec::new(),
         }
+    }
+
+    /// This twin starts again with what it finds, in this epoch of its log; its siblings are the test's.
+    pub fn start_again(&mut self, twin: u8, epoch: u64, recovered: Recovered) {
+        let others = self.shape.all_twins().map(|t| t.0);
+        self.byzantine = others.filter(|other| *other != twin).collect();
+        let me = ReplicaId::new(self.id, twin);
+        let config = CoreConfig {
+            shape: self.shape,
+            me,
+            keys: self.keys.ring(ProcessId::Twin(me)),
+            epoch: Epoch(epoch),
+            config_digest: Digest::ZERO,
+            quarantines: false,
+            tuning: self.tuning.clone(),
+        };
+        self.twins[usize::from(twin)].core = Replica::recover(config, recovered).unwrap();
     }
 
     pub fn step(&mut self, twin: u8, input: Input) {
