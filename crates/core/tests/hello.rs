@@ -3,6 +3,7 @@
 mod common;
 
 use common::Host;
+use common::logs::{chain_of, history_at, log_of, offer};
 use twinbft_core::{Input, PeerFault, Record, Recovered, Tuning};
 use twinbft_types::wire::{ChainSlot, OrderMessage, PeerMessage};
 use twinbft_types::{
@@ -390,4 +391,41 @@ fn a_leader_that_has_no_view_change_of_its_host_proposes_nothing() {
     }
     host.pass(10_000_000);
     assert_eq!(host.posted(1, "NV-PROPOSE"), 0);
+}
+
+/// Its sibling's claim, for which another host's ORDER vouches, is of a log that has lost: a way by batches has brought this twin
+/// what the others have committed in its place.
+#[test]
+fn a_claim_of_a_log_that_has_lost_is_put_over_nothing() {
+    let mut host = waiting(1);
+    let checkpoint = Slot(Tuning::default().checkpoint_slots);
+    let parts_at = checkpoint.0 - 3;
+    let lost = log_of(&host, 0, parts_at, checkpoint.0 - 1);
+    let other = log_of(&host, 1, parts_at, checkpoint.0);
+    let (slot, history) = (lost.last().unwrap().0.clone(), lost.last().unwrap().1);
+    host.post_as(0, &claim(0, slot.slot.0, history));
+    host.pass(10_000);
+    let order = host.keys.order(slot.slot.0, slot.previous, slot.bodies);
+    host.peer(1, ReplicaId::new(1, 0), PeerMessage::Order(order));
+    host.pass(10_000);
+    let asks = |host: &Host, end: (Slot, Digest)| {
+        has_sent(
+            host,
+            |m| matches!(m, PeerMessage::FetchChain { slot, history } if (*slot, *history) == end),
+        )
+    };
+    assert!(asks(&host, (slot.slot, history)), "it holds it first");
+    let agreed = other.last().unwrap().1;
+    offer(&mut host, &[0, 2], checkpoint, agreed);
+    assert!(asks(&host, (checkpoint, agreed)));
+    for part in other.rchunks(64) {
+        host.peer(1, ReplicaId::new(2, 1), chain_of(part));
+        host.pass(10_000);
+    }
+    host.serve(1);
+    host.peer(1, ReplicaId::new(1, 0), chain_of(&lost[lost.len() - 2..]));
+    host.pass(10_000);
+    let own = claimed(&host).pop();
+    assert_eq!(own, Some((View(0), slot.slot, history)), "its host's word");
+    assert_eq!(history_at(&host, slot.slot), Some(other[other.len() - 2].1));
 }

@@ -3,28 +3,11 @@
 
 mod common;
 
-use common::{BEGINNING_US, Host};
+use common::Host;
+use common::logs::slot_of;
 use twinbft_core::{Record, Recovered, Tuning};
-use twinbft_types::wire::{ChainSlot, PeerMessage};
-use twinbft_types::{
-    Digest, Entry, HelloState, Incarnation, Position, ReplicaId, Request, RequestRef, Slot, View,
-    batch_digest, history,
-};
-
-/// A slot of the log, and its history.
-fn slot(host: &Host, n: u64, previous: Digest) -> (ChainSlot, Digest) {
-    let bodies = vec![host.keys.request(0, n, &[0, 1]).request];
-    let requests: Vec<RequestRef> = bodies.iter().map(Request::reference).collect();
-    let timestamp_us = BEGINNING_US + n;
-    let own = history(previous, Slot(n), batch_digest(&requests), timestamp_us);
-    let slot = ChainSlot {
-        slot: Slot(n),
-        previous,
-        timestamp_us,
-        bodies,
-    };
-    (slot, own)
-}
+use twinbft_types::wire::PeerMessage;
+use twinbft_types::{Digest, Entry, HelloState, Incarnation, Position, ReplicaId, Slot, View};
 
 /// Twin 1 of host 1, with what it finds; the test plays its sibling.
 fn started(epoch: u64, recovered: Recovered) -> Host {
@@ -46,7 +29,7 @@ fn remembered(entries: &[(u8, Entry)]) -> HelloState {
         host.post_as(*twin, entry);
     }
     host.pass(100_000);
-    let (first, _) = slot(&host, 1, Digest::ZERO);
+    let (first, _) = slot_of(&host, 0, 1, Digest::ZERO);
     host.peer(1, ReplicaId::new(0, 1), PeerMessage::Chain(vec![first]));
     host.pass(100_000);
     let records = std::mem::take(&mut host.done(1).records);
@@ -81,8 +64,8 @@ fn accept(slot: u64, history: Digest) -> Entry {
 /// The histories of the first two slots.
 fn histories() -> (Digest, Digest) {
     let host = Host::new(1, 3, 2, &Tuning::default());
-    let (_, first) = slot(&host, 1, Digest::ZERO);
-    let (_, second) = slot(&host, 2, first);
+    let (_, first) = slot_of(&host, 0, 1, Digest::ZERO);
+    let (_, second) = slot_of(&host, 0, 2, first);
     (first, second)
 }
 

@@ -410,8 +410,7 @@ impl Replica {
 
     /// Whether `Q` hosts agree on this checkpoint.
     pub(super) fn is_agreed(&self, slot: Slot, digest: Digest) -> bool {
-        let mut agreed = self.agreed(Slot(slot.0.saturating_sub(1)));
-        agreed.any(|found| (found.slot, found.digest) == (slot, digest))
+        self.agreement(slot, digest).is_some()
     }
 
     /// Whether any host has certified it with this digest.
@@ -422,8 +421,13 @@ impl Replica {
 
     /// Whether `Q` hosts are known to have certified it with this digest.
     pub(super) fn is_certified(&self, slot: Slot, digest: Digest) -> bool {
+        let agreement = self.agreement(slot, digest);
+        agreement.is_some_and(|agreed| agreed.is_exact)
+    }
+
+    fn agreement(&self, slot: Slot, digest: Digest) -> Option<Agreed> {
         let mut agreed = self.agreed(Slot(slot.0.saturating_sub(1)));
-        agreed.any(|found| found.is_exact && (found.slot, found.digest) == (slot, digest))
+        agreed.find(|found| (found.slot, found.digest) == (slot, digest))
     }
 
     fn agreed(&self, floor: Slot) -> impl Iterator<Item = Agreed> {
@@ -470,5 +474,44 @@ mod tests {
         assert_eq!(agreed(&[(0, 4, 1), (2, 8, 2)]), []);
         let all = [(0, 4, 1), (1, 8, 2), (2, 8, 2)];
         assert_eq!(agreed(&all), [(8, 2, true), (4, 1, false)]);
+    }
+    /// The twins that are named when `L` moves to a checkpoint that this twin and the next one say different things of, and then when
+    /// they say it once more; h1 says the same as this twin, and its own host said so of this checkpoint, or only of the next one.
+    fn named(own_says: u64) -> [usize; 2] {
+        let mut replica = crate::twinbft::testing::replica(crate::Tuning {
+            checkpoint_slots: 4,
+            ..crate::Tuning::default()
+        });
+        let (slot, high_mark) = (Slot(4), Slot(8));
+        let (right, wrong) = (Digest([1; 32]), Digest([2; 32]));
+        let mut out = Effects::default();
+        let said = [(TwinId(0), right), (TwinId(1), wrong)];
+        replica.handle_checkpoint_divergence(slot, &said, &mut out);
+        let own = Own {
+            digest: right,
+            ..Own::default()
+        };
+        let checkpoints = &mut replica.checkpoints;
+        checkpoints.own.insert(slot, own);
+        checkpoints.note(HostId(1), slot, right, high_mark);
+        checkpoints.note(HostId(0), Slot(own_says), right, high_mark);
+        let count = |out: &Effects| {
+            let is_named = |effect: &&Effect| {
+                matches!(effect, Effect::Evidence(Event { kind: EventKind::Culprit { .. }, twin, .. })
+                    if *twin == Some(TwinId(1)))
+            };
+            out.0.iter().filter(is_named).count()
+        };
+        replica.poll_stable(&mut out);
+        assert_eq!(replica.stable, slot);
+        let first = count(&out);
+        replica.handle_checkpoint_divergence(slot, &said, &mut out);
+        [first, count(&out)]
+    }
+
+    #[test]
+    fn nobody_is_named_by_less_than_q_equal_words() {
+        assert_eq!(named(4), [1, 2]);
+        assert_eq!(named(8), [0, 0]);
     }
 }

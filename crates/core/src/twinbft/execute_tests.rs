@@ -1,61 +1,13 @@
-use std::collections::BTreeMap;
-
-use twinbft_types::{
-    ClientId, Digest, Epoch, HostId, Incarnation, KeyContext, KeyRing, ProcessId, ReplicaId,
-    Request, SecretKey, Seq, Shape, View, history,
-};
+use twinbft_types::Digest;
 
 use super::*;
-use crate::config::CoreConfig;
-use crate::twinbft::slots::SlotData;
-
-fn replica() -> Replica {
-    let me = ReplicaId::new(0, 0);
-    let secret = SecretKey::from_bytes([1; 32]);
-    let id = ProcessId::Twin(me);
-    let public = BTreeMap::from([(id, secret.public())]);
-    let context = KeyContext {
-        cluster_id: "test".to_owned(),
-        key_epoch: 0,
-    };
-    Replica::new(CoreConfig {
-        shape: Shape::new(3, 2).expect("a shape"),
-        me,
-        keys: KeyRing::new(context, id, secret, public),
-        epoch: Epoch(0),
-        config_digest: Digest::ZERO,
-        quarantines: false,
-        tuning: config::Tuning::default(),
-    })
-}
-
-/// One slot of a log, and its history.
-fn slot(slot: Slot, previous: Digest, client: u32) -> (SlotData, Digest) {
-    let request = Request {
-        client: ClientId {
-            key: client,
-            session: 1,
-        },
-        seq: Seq(slot.0),
-        operation: bytes::Bytes::from_static(b"operation"),
-    };
-    let requests = vec![request.reference()];
-    let own = history(
-        previous,
-        slot,
-        twinbft_types::batch_digest(&requests),
-        slot.0,
-    );
-    let of_view = (View(0), HostId(0), Incarnation(0));
-    let bodies = vec![Some(request)];
-    let data = SlotData::new(of_view, own, slot.0, requests, bodies, 0);
-    (data, own)
-}
+use crate::config::Tuning;
+use crate::twinbft::testing::{replica, slot};
 
 /// However they came to stand together, and whatever is said to be committed.
 #[test]
 fn what_does_not_extend_what_is_executed_is_let_go() {
-    let mut replica = replica();
+    let mut replica = replica(Tuning::default());
     let (first, one) = slot(Slot(1), Digest::ZERO, 0);
     let (_, other) = slot(Slot(1), Digest::ZERO, 1);
     let (second, _) = slot(Slot(2), other, 1);

@@ -38,6 +38,8 @@ mod serve;
 mod slots;
 mod status;
 mod suspicion;
+#[cfg(test)]
+mod testing;
 mod transfer;
 mod views;
 mod voting;

@@ -554,8 +554,9 @@ impl Replica {
                 self.raise_tip();
             }
         }
-        let lacks = self.first_missing().is_some() && !self.has_lost();
-        if self.recovery.phase == Phase::CatchingUp && !lacks {
+        if self.recovery.phase == Phase::CatchingUp
+            && (self.first_missing().is_none() || self.has_lost())
+        {
             self.recovery.phase = Phase::Running;
             self.raise_tip();
             self.speak_again(out);

@@ -602,3 +602,7 @@ impl Fetching {
         !self.useless.contains(&server) && !self.late.contains(&server)
     }
 }
+
+#[cfg(test)]
+#[path = "transfer_tests.rs"]
+mod tests;

@@ -1,6 +1,8 @@
 //! One host: the real cores of its twins on one log, and a test that plays everybody else.
 #![allow(dead_code, reason = "each test file uses its own share")]
 
+pub mod logs;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -147,6 +149,8 @@ pub struct Done {
     pub replies: Vec<Reply>,
     pub records: Vec<Record>,
     pub events: Vec<Event>,
+    /// The slots that the service was told to go back to.
+    pub rollbacks: Vec<Slot>,
     pub refused: Vec<Effect>,
     /// Batches that wait for the service.
     pub executes: Vec<Execute>,
@@ -272,6 +276,7 @@ impl Host {
                 Effect::Persist(record) => done.records.push(record),
                 Effect::Evidence(event) => done.events.push(event),
                 Effect::Execute(execute) => done.executes.push(execute),
+                Effect::Rollback { slot } => done.rollbacks.push(slot),
                 Effect::Refuse { .. } | Effect::RefuseQuery { .. } => done.refused.push(effect),
                 // Checkpoints, reads, trims and state transfer have tests of their own.
                 _ => {}
